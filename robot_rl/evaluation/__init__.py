@@ -1,0 +1,1 @@
+"""Success, measured: fixed seeds, intervals, paired comparison, reports."""

@@ -1,0 +1,1 @@
+"""Heads: the small trainable part between a frozen base policy and the robot."""

@@ -1,0 +1,1 @@
+"""Learners: critic ensembles and the losses that train a head."""

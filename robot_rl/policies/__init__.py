@@ -1,0 +1,1 @@
+"""Base policies: the frozen, pretrained thing that succeeds sometimes."""

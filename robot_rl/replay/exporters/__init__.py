@@ -1,0 +1,1 @@
+"""Export a selection of an episode store to other formats."""

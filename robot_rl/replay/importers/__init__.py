@@ -1,0 +1,1 @@
+"""Import other recordings into an episode store."""

@@ -1,0 +1,1 @@
+"""What runs beside the robot: control loop, safety filter, weight channel, promotion gate."""

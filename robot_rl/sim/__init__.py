@@ -1,0 +1,1 @@
+"""Simulated robots behind one interface: our MuJoCo tasks, robosuite and Gymnasium."""
