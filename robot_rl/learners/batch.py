@@ -1,0 +1,37 @@
+"""What a learner trains on: one batch of windows as tensors, normalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of B windows of n action rows; see :func:`robot_rl.replay.windows.window` for what each means.
+
+    Attributes:
+        conditioning, next_conditioning: (B, C) what the base's encoder makes of the observations at both ends.
+        action: (B, n, A) executed rows, normalised, padded where the episode ended early.
+        reward: (B,) sum of gamma^i r; ``discount``: (B,) gamma^m, zero where the window reached a terminal state.
+        weight: (B,) 0 for windows that must not be trained on.
+        noise: (B, H_w, A_w) what entered the sampler at a decision start, or None.
+        action_base: (B, n, A) the base's rows at a decision start, or None.
+    """
+
+    conditioning: Tensor
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_conditioning: Tensor
+    weight: Tensor
+    noise: Tensor | None = None
+    action_base: Tensor | None = None
+
+    @classmethod
+    def from_windows(cls, windows: object, device: torch.device | str = "cpu") -> Batch:
+        """From a :class:`robot_rl.replay.buffer.WindowBatch` (numpy arrays of the same names)."""
+        arrays = {f.name: getattr(windows, f.name) for f in fields(cls)}
+        return cls(**{k: None if v is None else torch.from_numpy(v).to(device, non_blocking=True) for k, v in arrays.items()})
