@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,19 +11,37 @@ from robot_rl.heads.base import Head
 from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.heads.residual import ResidualHead
 from robot_rl.learners.batch import Batch
+from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
-from robot_rl.learners.off_policy import (
-    HeadObjective,
-    Metrics,
-    OffPolicyConfig,
-    climb,
-    load_network_state,
-    make_critic,
-    network_state,
-)
+from robot_rl.learners.updates import climb, load_network_state, make_critic, network_state
 from robot_rl.nn.actor import ActorSample, Temperature
 from robot_rl.nn.flat import FlatAdam
 from robot_rl.policies.base import BasePolicy
+
+
+Metrics = dict[str, Tensor]
+
+
+class HeadObjective(Protocol):
+    """What one kind of head adds to the core. Every method works on normalised tensors with a leading batch axis."""
+
+    critic_input_dim: int
+
+    def critic_input(self, batch: Batch) -> Tensor:
+        """(B, D) what the critic reads for the windows' executed actions."""
+        ...
+
+    def next_input(self, batch: Batch, follow_base: bool) -> tuple[Tensor, Tensor]:
+        """(B, D) input at the next state and (B,) log probability. ``follow_base``: the base acts, not the head."""
+        ...
+
+    def improve(self, batch: Batch, critic: CriticEnsemble, actor_step: bool) -> Metrics:
+        """One round of whatever trains the head (with ``actor_step``) and its helpers (always)."""
+        ...
+
+    def full_state(self) -> dict[str, Any]: ...
+
+    def load_full_state(self, state: dict[str, Any]) -> None: ...
 
 
 def make_objective(
