@@ -1,1 +1,0 @@
-"""Small networks in flat buffers, with hand-written gradients: the parts that heads and critics are made of."""
