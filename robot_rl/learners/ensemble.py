@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robot_rl.learners.mlp import Activation, StackedMLP, Tape
-from robot_rl.learners.reduce import Reduction, check_reduction, draw_pair, reduce
+from robot_rl.learners.reduce import Reduction, check_reduction, draw_pair, reduce, reduce_with_grad
 
 
 class CriticLoss(NamedTuple):
@@ -67,7 +67,7 @@ class CriticEnsemble(StackedMLP):
             self._tapes[batch, n] = self.tape(batch, n)
         return self._tapes[batch, n]
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn: Any, recurse: bool = True) -> StackedMLP:
         self._tapes.clear()
         return super()._apply(fn, recurse)
 
@@ -120,3 +120,26 @@ class CriticEnsemble(StackedMLP):
         dx = self.backward(tape, dq.unsqueeze(-1), parameters=False, inputs=True if columns is None else columns)
         assert dx is not None
         return q, dx.sum(0) if x.dim() == 2 else dx
+
+    def reduced_input_grad(
+        self,
+        x: Tensor,
+        how: Reduction,
+        generator: torch.Generator | None = None,
+        *,
+        k: float = 1.0,
+        columns: slice | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """V(x) = ``reduce(Q(x), how, generator)``, (B,), and dV_b/dx_b, (B, D): what an actor climbs. ``x`` is (B, D).
+
+        Costs one forward and one input-only backward pass; ``columns`` narrows the gradient to the action's columns.
+        """
+        value: list[Tensor] = []
+
+        def slope(q: Tensor) -> Tensor:
+            v, dq = reduce_with_grad(q, how, generator, k=k)
+            value.append(v)
+            return dq
+
+        _, dx = self.input_grad(x, slope, columns)
+        return value[0], dx

@@ -123,7 +123,9 @@ class FlatAdam:
         max_grad_norm: float | None = None,
     ) -> None:
         if lr < 0 or eps <= 0 or weight_decay < 0 or not all(0 <= b < 1 for b in betas):
-            raise ValueError(f"FlatAdam({lr=}, {betas=}, {eps=}, {weight_decay=}): lr, weight_decay >= 0, eps > 0, betas in [0, 1)")
+            raise ValueError(
+                f"FlatAdam({lr=}, {betas=}, {eps=}, {weight_decay=}): lr, weight_decay >= 0, eps > 0, betas in [0, 1)"
+            )
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ValueError(f"FlatAdam.max_grad_norm={max_grad_norm}: accepted are None or a positive number")
         self.parameters = parameters
@@ -154,7 +156,8 @@ class FlatAdam:
             p.mul_(1 - self.lr * self.weight_decay)
         self.exp_avg.lerp_(g, 1 - b1)
         self.exp_avg_sq.mul_(b2).addcmul_(g, g, value=1 - b2)
-        correction1, correction2 = 1 - b1**self.step_count, 1 - b2**self.step_count
+        steps = self.step_count.double()  # 1 - b2^t loses half its digits in float32
+        correction1, correction2 = (1 - b1**steps).to(p.dtype), (1 - b2**steps).to(p.dtype)
         denominator = (self.exp_avg_sq / correction2).sqrt_().add_(self.eps)
         p.sub_(self.exp_avg / denominator * (self.lr / correction1))
 

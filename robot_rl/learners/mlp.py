@@ -62,7 +62,7 @@ class Tape:
     Attributes:
         inputs: what entered each linear layer, (N, B, in); the first may be an expanded view of a shared input.
         outputs: what left each linear layer (activated for hidden ones), (N, B, out).
-        normalised, rstd: x̂ (N, B, out) and 1 / std z (N, B, 1) of each hidden layer with LayerNorm.
+        z, normalised, mean, rstd: z and x̂ (N, B, out), mean z and 1 / std z (N, B, 1) of each hidden layer with LayerNorm.
     """
 
     def __init__(self, n: int, batch: int, widths: Sequence[int], layer_norm: bool, like: Tensor) -> None:
@@ -73,6 +73,7 @@ class Tape:
         self.inputs: list[Tensor] = []
         self.outputs = [empty(width) for width in widths]
         hidden = widths[:-1] if layer_norm else ()
+        self.z = [empty(width) for width in hidden]
         self.normalised = [empty(width) for width in hidden]
         self.rstd = [empty(1) for _ in hidden]
         self.mean = [empty(1) for _ in hidden]
@@ -113,7 +114,9 @@ class StackedMLP(nn.Module):
     ) -> None:
         super().__init__()
         if min(n, in_dim, out_dim, *hidden, 1 if hidden else 0) < 1:
-            raise ValueError(f"StackedMLP({n=}, {in_dim=}, {out_dim=}, hidden={tuple(hidden)}): sizes >= 1, at least one hidden layer")
+            raise ValueError(
+                f"StackedMLP({n=}, {in_dim=}, {out_dim=}, hidden={tuple(hidden)}): sizes >= 1, at least one hidden layer"
+            )
         if activation not in ("relu", "tanh"):
             raise ValueError(f"StackedMLP.activation={activation!r}: accepted are relu, tanh")
         self.n, self.in_dim, self.out_dim, self.hidden = n, in_dim, out_dim, tuple(hidden)
@@ -183,9 +186,9 @@ class StackedMLP(nn.Module):
             if gain is None:
                 torch.baddbmm(bias, tape.inputs[i], weight, out=h)
             else:
-                normalised, mean, rstd = tape.normalised[i], tape.mean[i], tape.rstd[i]
-                torch.baddbmm(bias, tape.inputs[i], weight, out=normalised)
-                normalised.sub_(torch.mean(normalised, -1, keepdim=True, out=mean))
+                z, normalised, mean, rstd = tape.z[i], tape.normalised[i], tape.mean[i], tape.rstd[i]
+                torch.baddbmm(bias, tape.inputs[i], weight, out=z)
+                torch.sub(z, torch.mean(z, -1, keepdim=True, out=mean), out=normalised)
                 torch.linalg.vector_norm(normalised, dim=-1, keepdim=True, out=rstd)
                 rstd.square_().div_(normalised.shape[-1]).add_(LAYER_NORM_EPS).rsqrt_()
                 normalised.mul_(rstd)
@@ -220,8 +223,16 @@ class StackedMLP(nn.Module):
                     torch.ops.aten.threshold_backward.grad_input(d, h, 0, grad_input=d)
                 else:
                     torch.ops.aten.tanh_backward.grad_input(d, h, grad_input=d)
-                if gain is not None:
-                    self._layer_norm_backward(tape, i, d, cut, parameters)
+                if gain is not None and shift is not None:
+                    if parameters:
+                        torch.sum(d, 1, keepdim=True, out=shift.grad)
+                        product = torch.mul(d, cut(tape.normalised[i]), out=cut(tape.scratch("product", d.shape[-1])))
+                        torch.sum(product, 1, keepdim=True, out=gain.grad)
+                    # The kernel reads its statistics as if they were contiguous; a cut through several networks is not.
+                    z, mean, rstd = (cut(buffer).contiguous() for buffer in (tape.z[i], tape.mean[i], tape.rstd[i]))
+                    d, _, _ = torch.ops.aten.native_layer_norm_backward(
+                        d.mul_(gain), z, d.shape[-1:], mean, rstd, None, None, [True, False, False]
+                    )
             if parameters:
                 torch.bmm(cut(tape.inputs[i]).mT, d, out=weight.grad)
                 torch.sum(d, 1, keepdim=True, out=bias.grad)
@@ -230,16 +241,3 @@ class StackedMLP(nn.Module):
         if inputs is False:
             return None
         return torch.bmm(d, (weight if inputs is True else weight[:, inputs]).mT)
-
-    def _layer_norm_backward(self, tape: Tape, i: int, d: Tensor, cut: Any, parameters: bool) -> None:
-        """In place: ``d`` = da becomes dz; with ``parameters`` also dgain and dshift of layer i."""
-        _, _, gain, shift = self.layers[i]
-        normalised, rstd = cut(tape.normalised[i]), cut(tape.rstd[i])
-        product = cut(tape.scratch("product", d.shape[-1]))
-        if parameters:
-            torch.sum(d, 1, keepdim=True, out=shift.grad)
-            torch.sum(torch.mul(d, normalised, out=product), 1, keepdim=True, out=gain.grad)
-        d.mul_(gain)  # dx̂
-        mean = d.mean(-1, keepdim=True)
-        mean_product = torch.mul(d, normalised, out=product).mean(-1, keepdim=True)
-        d.sub_(mean).addcmul_(normalised, mean_product, value=-1).mul_(rstd)

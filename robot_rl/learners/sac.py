@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robot_rl.learners.actor import GaussianTanhActor, Temperature
+from robot_rl.learners.actor import ActorSample, GaussianTanhActor, Temperature
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.flat import FlatAdam, polyak_
 from robot_rl.learners.mlp import Activation, MatmulPrecision, Tape, matmul_precision
-from robot_rl.learners.reduce import Reduction, check_reduction, reduce_with_grad
+from robot_rl.learners.reduce import Reduction, check_reduction
 from robot_rl.seeding import key
 
 
@@ -111,7 +111,8 @@ class SACLearner:
         self.critic_optimizer = FlatAdam(self.critic.flat, c.critic_lr, max_grad_norm=c.max_grad_norm)
         # One generator per role: drawing more in one of them never shifts another.
         self.generators = {
-            role: torch.Generator(device).manual_seed(key("sac", role, seed)) for role in ("acting", "actor", "target", "reduce")
+            role: torch.Generator(device).manual_seed(key("sac", role, seed))
+            for role in ("acting", "actor", "target", "reduce")
         }
         self.critic_updates = 0
         self.actor_updates = 0
@@ -133,7 +134,7 @@ class SACLearner:
         metrics: dict[str, Tensor] = {}
         with torch.no_grad(), matmul_precision(self.config.matmul_precision):
             count = 0
-            for count, batch in enumerate(batches, 1):  # noqa: B007
+            for count, batch in enumerate(batches, 1):
                 metrics |= self._update(batch, report=count == self.config.utd)
         if count != self.config.utd:
             raise ValueError(f"update() got {count} batches; config.utd={self.config.utd}")
@@ -167,14 +168,11 @@ class SACLearner:
         """alpha log π(u|s) - reduce(Q(s, u)), averaged; then the temperature from the same draw."""
         c, batch = self.config, len(b.observation)
         draw = self._draw("actor", b.observation)
-        value = torch.empty(0)
-
-        def slope(q: Tensor) -> Tensor:  # d(-mean reduce(q)) / dq
-            nonlocal value
-            value, dq = reduce_with_grad(q, c.actor_reduce, self.generators["reduce"], k=c.lcb_k)
-            return dq.div_(-batch)
-
-        _, du = self.critic.input_grad(torch.cat((b.observation, draw.u), -1), slope, columns=slice(c.observation_dim, None))
+        value, dvalue = self.critic.reduced_input_grad(
+            torch.cat((b.observation, draw.u), -1), c.actor_reduce, self.generators["reduce"],
+            k=c.lcb_k, columns=slice(c.observation_dim, None),
+        )  # fmt: skip
+        du = dvalue.div_(-batch)
         self.actor.backward_draw(draw, du, (alpha / batch).expand(batch))
         self.actor_optimizer.step()
         alpha_loss = self.temperature.step(draw.log_prob)
@@ -184,7 +182,7 @@ class SACLearner:
         entropy = -draw.log_prob.mean()
         return {"actor_loss": -alpha * entropy - value.mean(), "entropy": entropy, "alpha": alpha, "alpha_loss": alpha_loss}
 
-    def _draw(self, role: str, observation: Tensor):  # type: ignore[no-untyped-def]
+    def _draw(self, role: str, observation: Tensor) -> ActorSample:
         slot = (role, len(observation))
         if slot not in self._tapes:
             self._tapes[slot] = self.actor.tape(len(observation))
