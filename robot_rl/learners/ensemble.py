@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robot_rl.learners.mlp import Activation, StackedMLP, Tape
+from robot_rl.nn.mlp import Activation, StackedMLP, Tape
 from robot_rl.learners.reduce import Reduction, check_reduction, draw_pair, reduce, reduce_with_grad
 
 
@@ -49,7 +49,7 @@ class CriticEnsemble(StackedMLP):
         return self.n
 
     def make_target(self) -> CriticEnsemble:
-        """A frozen copy for :func:`~robot_rl.learners.flat.polyak_` to follow this one."""
+        """A frozen copy for :func:`~robot_rl.nn.flat.polyak_` to follow this one."""
         tapes, self._tapes = self._tapes, {}
         target = deepcopy(self)
         self._tapes = tapes

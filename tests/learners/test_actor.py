@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributions as D
 
-from robot_rl.learners.actor import GaussianTanhActor, Temperature, log_tanh_derivative
+from robot_rl.nn.actor import GaussianTanhActor, Temperature, log_tanh_derivative
 
 
 def make(layer_norm: bool = False, activation: str = "relu", last_scale: float = 3.0) -> GaussianTanhActor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from robot_rl.learners.flat import FlatAdam, FlatParameters, polyak_
+from robot_rl.nn.flat import FlatAdam, FlatParameters, polyak_
 
 
 def net(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:

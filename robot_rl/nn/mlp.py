@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robot_rl.learners.flat import FlatParameters
+from robot_rl.nn.flat import FlatParameters
 
 Activation = Literal["relu", "tanh"]
 MatmulPrecision = Literal["highest", "high", "medium"]

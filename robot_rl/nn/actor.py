@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robot_rl.learners.flat import FlatAdam, FlatParameters
-from robot_rl.learners.mlp import Activation, StackedMLP, Tape
+from robot_rl.nn.flat import FlatAdam, FlatParameters
+from robot_rl.nn.mlp import Activation, StackedMLP, Tape
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -77,13 +77,13 @@ class GaussianTanhActor(StackedMLP):
         mean, log_std = self(features)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         x = mean + log_std.exp() * noise
-        return torch.tanh(x), _log_prob(noise, log_std, x)
+        return torch.tanh(x), squashed_log_prob(noise, log_std, x)
 
     def log_prob(self, features: Tensor, u: Tensor) -> Tensor:
         """Log density (B,) in unit space of given actions u (B, A) inside (-1, 1)."""
         mean, log_std = self(features)
         x = torch.atanh(u)
-        return _log_prob((x - mean) / log_std.exp(), log_std, x)
+        return squashed_log_prob((x - mean) / log_std.exp(), log_std, x)
 
     # ---- without autograd
 
@@ -96,7 +96,7 @@ class GaussianTanhActor(StackedMLP):
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         std = log_std.exp()
         x = torch.addcmul(mean, std, noise)
-        return ActorSample(torch.tanh(x), _log_prob(noise, log_std, x), noise, std, (raw == log_std).to(std.dtype), tape)
+        return ActorSample(torch.tanh(x), squashed_log_prob(noise, log_std, x), noise, std, (raw == log_std).to(std.dtype), tape)
 
     @torch.no_grad()
     def backward_draw(self, sample: ActorSample, du: Tensor, dlog_prob: Tensor, rows: int | None = None) -> None:
@@ -117,7 +117,8 @@ class GaussianTanhActor(StackedMLP):
         self.backward(sample.tape, torch.cat((dx, dlog_std), -1).unsqueeze(0), rows=rows)
 
 
-def _log_prob(noise: Tensor, log_std: Tensor, x: Tensor) -> Tensor:
+def squashed_log_prob(noise: Tensor, log_std: Tensor, x: Tensor) -> Tensor:
+    """Log density (B,) in unit space of u = tanh(x), x = mean + exp(log_std) noise."""
     return (-0.5 * noise.square() - log_std - HALF_LOG_2PI - log_tanh_derivative(x)).sum(-1)
 
 
