@@ -28,7 +28,13 @@ _FILL: dict[str, Any] = {
     "action": _NAN, "action_base": _NAN, "action_policy": _NAN, "action_human": _NAN, "reward": _NAN,
     "terminated": False, "truncated": False, "decision_id": -1, "chunk_row": -1, "intervention_id": -1,
 }  # fmt: skip
-_DECISION_SCALARS = {"step": "int32", "log_prob": "float64", "candidate_index": "int32", "weights_version": "int32", "explored": "bool"}
+_DECISION_SCALARS = {
+    "step": "int32",
+    "log_prob": "float64",
+    "candidate_index": "int32",
+    "weights_version": "int32",
+    "explored": "bool",
+}
 
 
 def decision_arrays(decisions: list[Decision], spec: StoreSpec) -> dict[str, np.ndarray]:

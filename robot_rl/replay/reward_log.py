@@ -149,5 +149,11 @@ class RewardTable:
         every = [e for same in self._events.get(episode_id, {}).values() for e in same.values()]
         return sorted(every, key=lambda e: e.event_id)
 
+    def forget(self, episode_id: str) -> None:
+        """Drop what is known about one episode."""
+        for same in self._events.pop(episode_id, {}).values():
+            for event_id in same:
+                self._where.pop(event_id, None)
+
     def episode_ids(self) -> set[str]:
         return set(self._events)

@@ -90,7 +90,9 @@ class StoreSpec:
 def check_episode_id(episode_id: str) -> str:
     """Raises ValueError for an id that is not a plain file name."""
     if not _ID.fullmatch(episode_id):
-        raise ValueError(f"episode_id={episode_id!r}: accepted are 1 to 128 letters, digits, '_', '-', '.', not starting with '.'")
+        raise ValueError(
+            f"episode_id={episode_id!r}: accepted are 1 to 128 letters, digits, '_', '-', '.', not starting with '.'"
+        )
     return episode_id
 
 
@@ -139,9 +141,14 @@ def check_episode(episode: Episode, spec: StoreSpec) -> None:
     length = len(episode)
     if length < 1:
         raise ValueError(f"{who} has no steps")
-    missing, unknown = set(spec.observation_features) - set(episode.observations), set(episode.observations) - set(spec.observation_features)
+    missing, unknown = (
+        set(spec.observation_features) - set(episode.observations),
+        set(episode.observations) - set(spec.observation_features),
+    )
     if missing or unknown:
-        raise ValueError(f"{who}: observations lack {sorted(missing)} and have unknown {sorted(unknown)}; the store holds {sorted(spec.observation_features)}")
+        raise ValueError(
+            f"{who}: observations lack {sorted(missing)} and have unknown {sorted(unknown)}; the store holds {sorted(spec.observation_features)}"
+        )
     for name, feature in spec.observation_features.items():
         rows = np.asarray(episode.observations[name])
         if rows.shape != (length + 1, *feature.shape):
@@ -160,11 +167,15 @@ def check_episode(episode: Episode, spec: StoreSpec) -> None:
     for name in ("terminated", "truncated"):
         early = np.flatnonzero(getattr(episode, name)[:-1])
         if len(early):
-            raise ValueError(f"{who}: {name} is set at step {early[0]} of {length}; only the last step may end an episode: cut it there")
+            raise ValueError(
+                f"{who}: {name} is set at step {early[0]} of {length}; only the last step may end an episode: cut it there"
+            )
     for i, decision in enumerate(episode.decisions):
         check_decision(decision, spec, length, f"{who}: decision {i}")
     if len({np.shape(d.chunk) for d in episode.decisions}) > 1:
-        raise ValueError(f"{who}: its decisions have chunks of different lengths {sorted({np.shape(d.chunk) for d in episode.decisions})}")
+        raise ValueError(
+            f"{who}: its decisions have chunks of different lengths {sorted({np.shape(d.chunk) for d in episode.decisions})}"
+        )
     if len(episode.decision_id) and int(episode.decision_id.max()) >= len(episode.decisions) and episode.decisions:
         raise ValueError(f"{who}: decision_id {int(episode.decision_id.max())} but only {len(episode.decisions)} decisions")
 
@@ -182,7 +193,9 @@ def check_decision(decision: Any, spec: StoreSpec, length: int, who: str) -> Non
         if len(shape) != 2 or shape[0] < 1 or shape != (horizon, spec.action.dim):
             raise ValueError(f"{who}: {name} has shape {shape}, expected {(spec.chunk_horizon or 'H', spec.action.dim)}")
     if np.shape(decision.chunk_base) != np.shape(decision.chunk):
-        raise ValueError(f"{who}: chunk_base {np.shape(decision.chunk_base)} and chunk {np.shape(decision.chunk)} differ in shape")
+        raise ValueError(
+            f"{who}: chunk_base {np.shape(decision.chunk_base)} and chunk {np.shape(decision.chunk)} differ in shape"
+        )
 
 
 @functools.cache
@@ -190,7 +203,11 @@ def git_revision() -> str:
     """Commit of the source tree this package runs from, or "" for an installed package."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return ""

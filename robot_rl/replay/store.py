@@ -152,7 +152,9 @@ class EpisodeStore:
             ValueError: a feature name, codec or interval that is not accepted.
         """
         root = Path(path)
-        spec = StoreSpec(observation_features, action, noise_shape, chunk_horizon, stats_hash, flush_interval_s, image_codec, jpeg_quality)
+        spec = StoreSpec(
+            observation_features, action, noise_shape, chunk_horizon, stats_hash, flush_interval_s, image_codec, jpeg_quality
+        )
         if (root / "store.json").exists():
             raise FileExistsError(f"{root} already holds a store; open it with EpisodeStore.open({str(root)!r}, mode='a')")
         info = {
@@ -241,7 +243,9 @@ class EpisodeStore:
         def finish(episode: Episode) -> None:
             (store() or self)._write(episode)
 
-        return EpisodeWriter(meta, self.spec, self.path / "wal", self.path / "tmp", lock.writer_id, self._flusher, finish, self._submit)
+        return EpisodeWriter(
+            meta, self.spec, self.path / "wal", self.path / "tmp", lock.writer_id, self._flusher, finish, self._submit
+        )
 
     def add(self, episode: Episode) -> str:
         """Write a whole episode at once (imports); gives its id.
@@ -262,10 +266,14 @@ class EpisodeStore:
 
     def _new_meta(self, meta: EpisodeMeta) -> EpisodeMeta:
         check_meta(meta, self.spec)
-        meta = replace(meta, episode_id=check_episode_id(meta.episode_id or new_ulid()), stats_hash=meta.stats_hash or self.spec.stats_hash)
+        meta = replace(
+            meta, episode_id=check_episode_id(meta.episode_id or new_ulid()), stats_hash=meta.stats_hash or self.spec.stats_hash
+        )
         for folder in ("episodes", "discarded"):
             if (self.path / folder / meta.episode_id).exists():
-                raise StoreError(f"episode_id={meta.episode_id!r} is taken in {self.path / folder}; give another one or leave it empty")
+                raise StoreError(
+                    f"episode_id={meta.episode_id!r} is taken in {self.path / folder}; give another one or leave it empty"
+                )
         return meta
 
     def _write(self, episode: Episode) -> None:
@@ -409,10 +417,14 @@ class EpisodeStore:
             self._log.append(named)
         return named
 
-    def set_success(self, episode_id: str, success: bool, *, model_id: str = "human:operator", revokes: str = "") -> RewardEvent:
+    def set_success(
+        self, episode_id: str, success: bool, *, model_id: str = "human:operator", revokes: str = ""
+    ) -> RewardEvent:
         """Say whether a committed episode succeeded. Its arrays stay as they are; the word is an event about its last observation."""
         length = self.attributes(episode_id)["length"]
-        event = RewardEvent(episode_id, length, LABEL_SOURCE, float(success), RewardKind.SUCCESS, model_id=model_id, revokes=revokes)
+        event = RewardEvent(
+            episode_id, length, LABEL_SOURCE, float(success), RewardKind.SUCCESS, model_id=model_id, revokes=revokes
+        )
         return self.append_reward(event)[0]
 
     def rewards(self, episode_id: str) -> list[RewardEvent]:

@@ -55,9 +55,7 @@ class StepRows:
         self.block_rows = min(max((1 << 20) // self.itemsize, 8), 512)
         self.count = 0
         self.blocks: list[np.ndarray] = []
-        self._features = [
-            (k, f"o:{k}", f.shape, np.dtype(f.dtype)) for k, f in spec.observation_features.items()
-        ]
+        self._features = [(k, f"o:{k}", f.shape, np.dtype(f.dtype)) for k, f in spec.observation_features.items()]
         self._n_features = len(self._features)
         self._shape = (spec.action.dim,)
         self._castable: dict[tuple[Any, Any], bool] = {}
@@ -90,7 +88,9 @@ class StepRows:
                 view[row] = value
         observation = step.observation
         if len(observation) != self._n_features:
-            raise ValueError(f"step {self.count}: observation has {sorted(observation)}; the store holds {[f[0] for f in self._features]}")
+            raise ValueError(
+                f"step {self.count}: observation has {sorted(observation)}; the store holds {[f[0] for f in self._features]}"
+            )
         for view, feature in zip(self._observation_views, self._features, strict=True):
             view[row] = self.check_observation(observation, feature)
         _SCALARS.pack_into(
@@ -165,8 +165,15 @@ def decision_bytes(decision: Decision) -> bytes:
     shape = (0, 0) if noise is None else noise.shape
     return record(
         _DECISION.pack(
-            DECISION, decision.step, decision.log_prob, decision.candidate_index, decision.weights_version, decision.explored,
-            noise is not None, decision.chunk.shape[0], *shape,
+            DECISION,
+            decision.step,
+            decision.log_prob,
+            decision.candidate_index,
+            decision.weights_version,
+            decision.explored,
+            noise is not None,
+            decision.chunk.shape[0],
+            *shape,
         )  # fmt: skip
         + (b"" if noise is None else noise.astype("<f4").tobytes())
         + decision.chunk_base.astype("<f4").tobytes()
@@ -176,7 +183,11 @@ def decision_bytes(decision: Decision) -> bytes:
 
 def final_bytes(meta: EpisodeMeta, observation: list[np.ndarray]) -> bytes:
     text = json.dumps(meta_to_json(meta)).encode()
-    return record(struct.pack("<BI", FINAL, len(text)) + text + b"".join(a.astype(a.dtype.newbyteorder("<")).tobytes() for a in observation))
+    return record(
+        struct.pack("<BI", FINAL, len(text))
+        + text
+        + b"".join(a.astype(a.dtype.newbyteorder("<")).tobytes() for a in observation)
+    )
 
 
 @dataclass

@@ -121,7 +121,9 @@ class EpisodeWriter:
                 os.link(draft, self.path)
             except FileExistsError as error:
                 os.close(fd)
-                raise StoreError(f"episode {self.episode_id!r} is already being written or waits for recovery: {self.path}") from error
+                raise StoreError(
+                    f"episode {self.episode_id!r} is already being written or waits for recovery: {self.path}"
+                ) from error
             except BaseException:
                 os.close(fd)
                 raise
@@ -149,7 +151,9 @@ class EpisodeWriter:
         if self._ended:
             raise ValueError(f"episode {self.episode_id} ended at step {len(self) - 1}: commit it and begin a new one")
         if step.decision_id >= len(self._decisions):
-            raise ValueError(f"step {len(self)}: decision_id={step.decision_id}, but only {len(self._decisions)} decisions were logged")
+            raise ValueError(
+                f"step {len(self)}: decision_id={step.decision_id}, but only {len(self._decisions)} decisions were logged"
+            )
         if self._error is not None or self._refused is not None:
             self._refuse(step)
         self._rows.append(step)
@@ -166,7 +170,9 @@ class EpisodeWriter:
             self._refused = {k: np.array(v) for k, v in step.observation.items()}
         error = self._error
         if error is None or error.errno in FULL:
-            raise StoreFullError(self.path, "logging a step to", *([] if error is None or error.errno is None else [error.errno])) from error
+            raise StoreFullError(
+                self.path, "logging a step to", *([] if error is None or error.errno is None else [error.errno])
+            ) from error
         raise StoreError(f"logging a step to {self.path}: {error}") from error
 
     def decide(self, decision: Decision) -> int:
@@ -179,7 +185,9 @@ class EpisodeWriter:
         who = f"episode {self.episode_id}: decision {number}"
         check_decision(decision, self._spec, len(self) + 1, who)
         if self._decisions and np.shape(decision.chunk) != self._decisions[0].chunk.shape:
-            raise ValueError(f"{who}: chunk has shape {np.shape(decision.chunk)}, earlier ones {self._decisions[0].chunk.shape}")
+            raise ValueError(
+                f"{who}: chunk has shape {np.shape(decision.chunk)}, earlier ones {self._decisions[0].chunk.shape}"
+            )
         self._decisions.append(
             Decision(
                 step=int(decision.step),
