@@ -150,6 +150,8 @@ class ReplayBuffer:
             "is_decision": np.zeros(rows, bool),
             "imitated": np.zeros(rows, bool),
             "noise_row": np.zeros(rows, np.int32),
+            "left": np.zeros(rows, np.int32),  # steps from here to the episode's end
+            "stratum": np.zeros(rows, np.uint8),
         }
         self._extra = dict(extra or {})
         for name, spec in self._extra.items():
@@ -266,6 +268,8 @@ class ReplayBuffer:
         ring["is_decision"][here] = starts
         ring["imitated"][here] = np.isin(slot.source, _IMITATED)
         ring["noise_row"][base : base + length + 1] = 0
+        ring["left"][base : base + length + 1] = np.arange(length, -1, -1)
+        ring["stratum"][here] = CODE[stratum]
         if noise_rows is not None and self._noise is not None:
             slot.noise_rows = self._take_noise_rows(len(noise_rows))
             self._noise[slot.noise_rows] = noise_rows
@@ -463,10 +467,10 @@ class ReplayBuffer:
             EmptyBufferError: no valid window (in the strata asked for).
         """
         (number, base, step), codes = self._windows.draw(batch_size, rng, ratios)
-        if codes is None:
-            codes = self._codes(number)
         ring, n = self._ring, self.window.n
         at = base + step
+        if codes is None:
+            codes = ring["stratum"][at]
         rows = ring["window_rows"][at]
         offsets = np.arange(n)
         mask = offsets < rows[:, None]
@@ -485,22 +489,14 @@ class ReplayBuffer:
             next_conditioning=ring["conditioning"].take(next_at, axis=0),
             weight=np.ones(batch_size, np.float32),
             noise=None if self._noise is None else self._noise.take(ring["noise_row"][at], axis=0),
-            action_base=self._base_rows(at, number) if has_base else None,
-            next_action_base=self._base_rows(next_at, number) if has_base else None,
+            action_base=self._base_rows(at) if has_base else None,
+            next_action_base=self._base_rows(next_at) if has_base else None,
             is_decision=is_decision,
-            stratum=codes.astype(np.uint8),
+            stratum=np.array(codes),
             episode_index=number,
             step=step,
             extra={name: ring[f"extra:{name}"].take(at, axis=0) for name in self._extra},
         )
-
-    def _codes(self, numbers: np.ndarray) -> np.ndarray:
-        unique, inverse = np.unique(numbers, return_inverse=True)
-        return np.array([CODE[self._by_number[i].stratum] for i in unique.tolist()], np.uint8)[inverse]
-
-    def _lengths(self, numbers: np.ndarray) -> np.ndarray:
-        unique, inverse = np.unique(numbers, return_inverse=True)
-        return np.array([self._by_number[i].length for i in unique.tolist()])[inverse]
 
     def _pad(
         self, action: np.ndarray, mask: np.ndarray, cut: np.ndarray, number: np.ndarray, step: np.ndarray, starts: np.ndarray
@@ -516,14 +512,12 @@ class ReplayBuffer:
                 first, last = int(mask[i].sum()), min(self.window.n, len(proposed))
                 action[i, first:last] = proposed[first:last]
 
-    def _base_rows(self, at: np.ndarray, number: np.ndarray) -> np.ndarray:
+    def _base_rows(self, at: np.ndarray) -> np.ndarray:
         """(B, n, A) base actions from ring row ``at`` on, held (or zero) past the episode's last step."""
-        bases = np.array([self._by_number[i].base for i in np.unique(number).tolist()])
-        ends = bases[np.unique(number, return_inverse=True)[1]] + self._lengths(number)
-        places = at[:, None] + np.arange(self.window.n)
-        inside = places < ends[:, None]
-        out = self._ring["action_base"].take(np.minimum(places, ends[:, None] - 1), axis=0)
-        out *= inside[:, :, None] | ~self.delta_mask
+        offsets = np.arange(self.window.n)
+        left = self._ring["left"][at][:, None]
+        out = self._ring["action_base"].take(at[:, None] + np.minimum(offsets, left - 1), axis=0)
+        out *= (offsets < left)[:, :, None] | ~self.delta_mask
         return out
 
     def sample_states(
@@ -548,9 +542,9 @@ class ReplayBuffer:
         """
         if horizon < 1 or n_obs < 1:
             raise ValueError(f"horizon={horizon}, n_obs={n_obs}: accepted are integers >= 1")
-        (number, base, step), _ = self._chunks.draw(batch_size, rng, ratios)
+        (_, base, step), _ = self._chunks.draw(batch_size, rng, ratios)
         back = np.maximum(step[:, None] - np.arange(n_obs - 1, -1, -1), 0)
-        left = self._lengths(number) - step
+        left = self._ring["left"][base + step]
         offsets = np.arange(horizon)
         inside = offsets < left[:, None]
         places = (base + step)[:, None] + np.minimum(offsets, left[:, None] - 1)

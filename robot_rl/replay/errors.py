@@ -28,8 +28,8 @@ class StoreFullError(StoreError, OSError):
 
     def __init__(self, where: str | os.PathLike[str], doing: str, number: int = errno.ENOSPC):
         super().__init__(
-            f"{doing} {os.fspath(where)}: {os.strerror(number)}. Committed episodes are untouched and this episode's logged steps "
-            "stay recoverable; free space, then commit again or reopen the store."
+            f"{doing} {os.fspath(where)}: {os.strerror(number)}. Committed episodes are untouched and this episode's "
+            "logged steps stay recoverable; free space, then commit again or reopen the store."
         )
         self.errno = number
 

@@ -70,7 +70,7 @@ class StartIndex:
         return int(ends[-1]) if len(ends) else 0
 
     def draw(self, size: int, rng: np.random.Generator, steps: np.ndarray | None) -> np.ndarray:
-        """(3, size) episode number, first row and step of uniform starts with replacement; ``steps=None``: every step counts."""
+        """(3, size) episode number, first row and step of uniform starts, with replacement; ``steps=None``: all."""
         ends = self._cumulative()
         chosen = rng.integers(0, int(ends[-1]), size)
         at = np.searchsorted(ends, chosen, side="right")

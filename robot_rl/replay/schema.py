@@ -100,12 +100,13 @@ def check_meta(meta: EpisodeMeta, spec: StoreSpec) -> None:
     """Refuse held-out seeds, foreign statistics and values that JSON cannot hold."""
     if is_held_out(meta.seed):
         raise HeldOutSeedError(
-            f"episode {meta.episode_id or '(new)'}: seed={meta.seed} belongs to an evaluation or final range and never enters replay; "
-            "accepted are training seeds 0 to 999999, gate seeds, or None"
+            f"episode {meta.episode_id or '(new)'}: seed={meta.seed} belongs to an evaluation or final range "
+            "and never enters replay; accepted are training seeds 0 to 999999, gate seeds, or None"
         )
     if meta.stats_hash and spec.stats_hash and meta.stats_hash != spec.stats_hash:
         raise SchemaError(
-            f"episode {meta.episode_id or '(new)'}: stats_hash={meta.stats_hash!r}; this store holds episodes normalised with {spec.stats_hash!r}"
+            f"episode {meta.episode_id or '(new)'}: stats_hash={meta.stats_hash!r}; "
+            f"this store holds episodes normalised with {spec.stats_hash!r}"
         )
     meta_to_json(meta)
 
@@ -147,7 +148,8 @@ def check_episode(episode: Episode, spec: StoreSpec) -> None:
     )
     if missing or unknown:
         raise ValueError(
-            f"{who}: observations lack {sorted(missing)} and have unknown {sorted(unknown)}; the store holds {sorted(spec.observation_features)}"
+            f"{who}: observations lack {sorted(missing)} and have unknown {sorted(unknown)}; "
+            f"the store holds {sorted(spec.observation_features)}"
         )
     for name, feature in spec.observation_features.items():
         rows = np.asarray(episode.observations[name])

@@ -16,12 +16,13 @@ An episode is written in ``tmp``, synced, and renamed in, so a reader sees all o
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -118,7 +119,7 @@ class EpisodeStore:
             self._lock = WriterLock(path / "writers")
             self._flusher = Flusher(spec.flush_interval_s, sync)
             # Runs at interpreter exit too: the last steps of a script that forgot to close are logged.
-            self._finalizer = weakref.finalize(self, _stop, self._flusher, self._lock)
+            self._finalizer = weakref.finalize(self, _stop, self._flusher, self._lock, os.getpid())
 
     # ------------------------------------------------------------------ making and opening
 
@@ -420,7 +421,7 @@ class EpisodeStore:
     def set_success(
         self, episode_id: str, success: bool, *, model_id: str = "human:operator", revokes: str = ""
     ) -> RewardEvent:
-        """Say whether a committed episode succeeded. Its arrays stay as they are; the word is an event about its last observation."""
+        """Say whether a committed episode succeeded. Its arrays stay as they are; the word is an event about its end."""
         length = self.attributes(episode_id)["length"]
         event = RewardEvent(
             episode_id, length, LABEL_SOURCE, float(success), RewardKind.SUCCESS, model_id=model_id, revokes=revokes
@@ -471,7 +472,7 @@ class EpisodeStore:
     # ------------------------------------------------------------------ following
 
     def tail(self, cursor: TailCursor | None = None) -> tuple[list[str], list[RewardEvent], TailCursor]:
-        """What is new since ``cursor`` (``None``: since the beginning): committed episodes in order, reward events, the new cursor.
+        """What is new since ``cursor`` (``None``: ever): committed episodes in order, reward events, the new cursor.
 
         For a reader in another process while writers are active; it never waits. Events come as they were appended, before
         the rule of :meth:`rewards`, and may be about episodes that are not committed yet.
@@ -486,8 +487,6 @@ class EpisodeStore:
 
 def read_info(root: Path) -> dict[str, Any]:
     """``store.json``. Raises FileNotFoundError or SchemaError with what was found."""
-    import json
-
     path = root / "store.json"
     try:
         info = json.loads(path.read_bytes())
@@ -499,13 +498,15 @@ def read_info(root: Path) -> dict[str, Any]:
         raise SchemaError(f"{path}: format={info.get('format')!r}, accepted is {FORMAT!r}")
     if info.get("schema_version") != SCHEMA_VERSION:
         raise SchemaError(
-            f"{root} was written with schema {info.get('schema_version')} (robot_rl {info.get('robot_rl_version', 'unknown')}); "
+            f"{root} was written with schema {info.get('schema_version')} (robot_rl {info.get('robot_rl_version', '?')}); "
             f"robot_rl {__version__} reads schema {SCHEMA_VERSION}: use the version that wrote it, or export and import again"
         )
     return info
 
 
-def _stop(flusher: Flusher, lock: WriterLock) -> None:
+def _stop(flusher: Flusher, lock: WriterLock, pid: int) -> None:
+    if os.getpid() != pid:
+        return  # a forked child owns neither the thread nor the lock
     flusher.stop()
     lock.release()
 

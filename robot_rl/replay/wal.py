@@ -28,8 +28,8 @@ _HEAD = struct.Struct("<II")
 _ACTIONS = ("action", "action_base", "action_policy", "action_human")
 _SCALARS = struct.Struct("<BIBIf??iiiiq")  # kind, index, source, safety, reward, terminated, ... as in _SCALAR_FIELDS
 _SCALAR_FIELDS = [
-    ("kind", "u1"), ("index", "<u4"), ("source", "u1"), ("safety", "<u4"), ("reward", "<f4"), ("terminated", "?"), ("truncated", "?"),
-    ("decision_id", "<i4"), ("chunk_row", "<i4"), ("weights_version", "<i4"), ("intervention_id", "<i4"), ("stamp_ns", "<i8"),
+    ("kind", "u1"), ("index", "<u4"), ("source", "u1"), ("safety", "<u4"), ("reward", "<f4"), ("terminated", "?"),
+    ("truncated", "?"), ("decision_id", "<i4"), ("chunk_row", "<i4"), ("weights_version", "<i4"), ("intervention_id", "<i4"), ("stamp_ns", "<i8"),
 ]  # fmt: skip
 _DECISION = struct.Struct("<Bidii??HHH")  # kind, step, log_prob, candidate, version, explored, has_noise, H, H_w, A_w
 
@@ -174,7 +174,7 @@ def decision_bytes(decision: Decision) -> bytes:
             noise is not None,
             decision.chunk.shape[0],
             *shape,
-        )  # fmt: skip
+        )
         + (b"" if noise is None else noise.astype("<f4").tobytes())
         + decision.chunk_base.astype("<f4").tobytes()
         + decision.chunk.astype("<f4").tobytes()

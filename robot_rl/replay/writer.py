@@ -236,7 +236,7 @@ class EpisodeWriter:
             self._error = None
 
     def commit(self, final_observation: Observation, *, success: bool | None = None, background: bool = False) -> Episode:
-        """Close the episode and make it durable; gives it as arrays too, so that a learner in this process need not read it back.
+        """Close the episode and make it durable; gives it as arrays too, so that a learner here need not read it.
 
         An episode whose last step is neither ``terminated`` nor ``truncated`` was cut from outside and becomes ``truncated``.
         With ``background`` the disk work happens on the store's thread; :meth:`EpisodeStore.flush` waits for it and raises

@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,7 @@ def jpeg_decode(data: np.ndarray, offsets: np.ndarray, shape: Iterable[int]) -> 
     shape = tuple(shape)
     out = np.empty((len(offsets) - 1, *shape), np.uint8)
     raw = data.tobytes()
-    for i, (low, high) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for i, (low, high) in enumerate(pairwise(offsets.tolist())):
         out[i] = np.asarray(image.open(io.BytesIO(raw[low:high]))).reshape(shape)
     return out
 
