@@ -69,7 +69,7 @@ def child(path: Path, ack: int, seed: int, sync: bool) -> None:
                     decision_id=decision,
                     chunk_row=t % CHUNK,
                     stamp_ns=t + 1,
-                )  # fmt: skip
+                )
             )
             if dice.random() < 0.05:
                 store.flush()
@@ -124,12 +124,12 @@ def run(path: Path, kills: int, seed: int, sync: bool = True) -> dict[str, objec
                 os._exit(1)
         os.close(ack)
         with os.fdopen(back, "rb") as pipe:
-            if dice.random() < 0.85:  # otherwise the kill may fall into opening and recovering
-                pipe.readline()
-            time.sleep(dice.expovariate(1 / 0.06))
+            # Without waiting for an acknowledgement the kill may fall into opening and recovering.
+            heard = [pipe.readline() for _ in range(dice.choice((0, 1, 2, 3, 5, 8)))]
+            time.sleep(dice.expovariate(1 / 0.03))
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            for line in pipe.read().decode().splitlines():
+            for line in (b"".join(heard) + pipe.read()).decode().splitlines():
                 kind, episode_id, count = line.split()
                 if kind == "C":
                     committed[episode_id] = int(count)

@@ -114,7 +114,7 @@ def list_episodes(store: EpisodeStore | str | os.PathLike[str]) -> list[EpisodeL
                 reward_sum=a["reward_sum"],
                 reward_known=a["reward_known"],
                 reward_events=len(store.rewards(episode_id)),
-            )  # fmt: skip
+            )
         )
     return lines
 
@@ -130,13 +130,16 @@ def show(store: EpisodeStore | str | os.PathLike[str], episode_id: str) -> dict[
     return {
         "path": str(folder),
         "bytes": tree_bytes(folder),
-        "arrays": {n: {"shape": m["shape"], "dtype": m["data_type"], "codecs": [c["name"] for c in m["codecs"]]} for n, m in consolidated.items()},
+        "arrays": {
+            name: {"shape": m["shape"], "dtype": m["data_type"], "codecs": [c["name"] for c in m["codecs"]]}
+            for name, m in consolidated.items()
+        },
         **{k: v for k, v in attributes.items() if k != "hashes"},
         "success": store.meta(episode_id).success,
         "sources": {int(s): int(n) for s, n in zip(sources, counts, strict=True)},
         "safety_steps": int((low_dim.safety != 0).sum()),
         "rewards": [event_to_json(e) for e in store.rewards(episode_id)],
-    }  # fmt: skip
+    }
 
 
 def verify(path: str | os.PathLike[str]) -> VerifyReport:
@@ -229,7 +232,7 @@ def recover(path: str | os.PathLike[str]) -> RecoverReport:
 
 
 def collect_garbage(path: str | os.PathLike[str], dry_run: bool = True, *, discarded: bool = True) -> GcReport:
-    """Remove what nothing refers to: leftovers of dead writers in ``tmp/``, their locks, and (``discarded``) what was set aside.
+    """Remove what nothing refers to: dead writers' leftovers and locks and, with ``discarded``, what was set aside.
 
     Running writers' files and unrecovered logs are never touched.
     """

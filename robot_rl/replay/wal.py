@@ -29,7 +29,8 @@ _ACTIONS = ("action", "action_base", "action_policy", "action_human")
 _SCALARS = struct.Struct("<BIBIf??iiiiq")  # kind, index, source, safety, reward, terminated, ... as in _SCALAR_FIELDS
 _SCALAR_FIELDS = [
     ("kind", "u1"), ("index", "<u4"), ("source", "u1"), ("safety", "<u4"), ("reward", "<f4"), ("terminated", "?"),
-    ("truncated", "?"), ("decision_id", "<i4"), ("chunk_row", "<i4"), ("weights_version", "<i4"), ("intervention_id", "<i4"), ("stamp_ns", "<i8"),
+    ("truncated", "?"), ("decision_id", "<i4"), ("chunk_row", "<i4"), ("weights_version", "<i4"), ("intervention_id", "<i4"),
+    ("stamp_ns", "<i8"),
 ]  # fmt: skip
 _DECISION = struct.Struct("<Bidii??HHH")  # kind, step, log_prob, candidate, version, explored, has_noise, H, H_w, A_w
 

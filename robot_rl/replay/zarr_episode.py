@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.replay.errors import CorruptEpisodeError
-from robot_rl.replay.files import fsync_dir, write_file
+from robot_rl.replay.files import fsync_dir, sync_paths, write_file
 
 FRAMES_PER_CHUNK = 16
 _LAYOUTS = {
@@ -134,16 +134,18 @@ def array_hash(array: np.ndarray) -> str:
 def write_arrays(folder: Path, arrays: Mapping[str, tuple[np.ndarray, Any]], *, sync: bool) -> dict[str, dict[str, Any]]:
     """Write ``{name: (array, fill value)}`` below an existing folder; gives the metadata to consolidate."""
     consolidated = {}
+    written: list[Path] = []
     for name, (array, fill) in arrays.items():
         metadata, chunks = encode_array(array, fill)
         target = folder / name
         target.mkdir()
         for key, data in chunks.items():
-            write_file(target / key, data, sync=sync)
-        write_file(target / "zarr.json", json.dumps(metadata).encode(), sync=sync)
-        if sync:
-            fsync_dir(target)
+            write_file(target / key, data, sync=False)
+        write_file(target / "zarr.json", json.dumps(metadata).encode(), sync=False)
+        written += [*(target / key for key in chunks), target / "zarr.json", target]
         consolidated[name] = metadata
+    if sync:
+        sync_paths(written)
     return consolidated
 
 
