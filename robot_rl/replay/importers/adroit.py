@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robot_rl.replay.importers.base import CommonOptions, FormatError, ImportSource, action_spec, check_type
+from robot_rl.replay.importers.base import CommonOptions, FormatError, ImportSource, action_spec, check_type, episode_id
 from robot_rl.types import OBSERVATION_STATE, Episode, EpisodeMeta, FeatureSpec, Stratum
 
 ENV_ID = "gymnasium/AdroitHandDoor-v1"
@@ -129,7 +129,7 @@ class AdroitDoorImporter:
         (terminated if ended else truncated)[-1] = True
         init = {name: self.arrays[f"init_{name}"][index].tolist() for name in ("qpos", "qvel", "door_body_pos")}
         meta = EpisodeMeta(
-            episode_id=f"{options.id_prefix or 'adroit-door-human'}-{index:06d}",
+            episode_id=episode_id(options.id_prefix or "adroit-door-human", index),
             task=options.task or "",
             env_id=ENV_ID,
             stratum=Stratum(options.stratum),
@@ -167,5 +167,7 @@ def sniff(path: Path) -> bool:
 def open_source(path: Path, options: Options) -> AdroitDoorImporter:
     file = _file(path)
     if not zipfile.is_zipfile(file):
-        raise FormatError(f"{file} is not an npz file (or not there); adroit_door accepts demos.npz or the folder that holds it")
+        raise FormatError(
+            f"{file} is not an npz file (or not there); adroit_door accepts demos.npz or the folder that holds it"
+        )
     return AdroitDoorImporter(file, options)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,11 @@ class CommonOptions:
                 check_type(name, getattr(self, name), str, "a string")
         if self.episodes is not None:
             wanted = (self.episodes,) if isinstance(self.episodes, int) else self.episodes
-            if isinstance(wanted, str) or not all(isinstance(e, (int, np.integer)) and e >= 0 for e in wanted) or not len(wanted):
+            if (
+                isinstance(wanted, str)
+                or not all(isinstance(e, (int, np.integer)) and e >= 0 for e in wanted)
+                or not len(wanted)
+            ):
                 raise ValueError(f"episodes={self.episodes!r}: accepted is a non-empty list of episode numbers >= 0")
             object.__setattr__(self, "episodes", tuple(int(e) for e in wanted))
         if (self.action_low is None) != (self.action_high is None):
@@ -188,6 +193,12 @@ def unknown_outcome(length: int, options: CommonOptions) -> tuple[np.ndarray, np
         return reward, terminated, truncated, True
     truncated[-1] = True
     return np.full(length, np.nan, np.float32), terminated, truncated, None
+
+
+def episode_id(prefix: str, index: int) -> str:
+    """``<prefix>-000012``, with what cannot be part of a file name on every system replaced by ``-``."""
+    safe = re.sub(r"[^A-Za-z0-9_.\-]+", "-", prefix).lstrip("-.") or "episode"
+    return f"{safe[:100]}-{index:06d}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from robot_rl.replay.importers.base import CommonOptions, FormatError, ImportSource, action_spec, check_type, unknown_outcome
+from robot_rl.replay.importers.base import (
+    CommonOptions,
+    FormatError,
+    ImportSource,
+    action_spec,
+    check_type,
+    episode_id,
+    unknown_outcome,
+)
 from robot_rl.types import OBSERVATION_IMAGES, OBSERVATION_STATE, Episode, EpisodeMeta, FeatureSpec, Stratum
 
 RANGE_ROWS = 4096  # rows read at a time while looking for the lowest and highest action
@@ -42,7 +50,9 @@ class Options(CommonOptions):
             check_type("keys", self.keys, Mapping, "a table of array name to feature name")
             for key, feature in self.keys.items():
                 if not isinstance(feature, str) or (feature != "action" and not feature.startswith("observation.")):
-                    raise ValueError(f"keys[{key!r}]={feature!r}: accepted are action, {OBSERVATION_STATE}, {OBSERVATION_IMAGES}<camera>")
+                    raise ValueError(
+                        f"keys[{key!r}]={feature!r}: accepted are action, {OBSERVATION_STATE}, {OBSERVATION_IMAGES}<camera>"
+                    )
             if list(self.keys.values()).count("action") != 1:
                 raise ValueError(f"keys={dict(self.keys)}: exactly one array becomes the action")
 
@@ -106,7 +116,9 @@ class DiffusionPolicyImporter:
             shape = self.arrays[key].shape
             if feature.startswith(OBSERVATION_IMAGES):
                 if len(shape) != 4 or shape[3] != 3 or feature in cameras:
-                    raise ValueError(f"keys[{key!r}]={feature!r}: its shape is {shape}; accepted is one (N, H, W, 3) array a camera")
+                    raise ValueError(
+                        f"keys[{key!r}]={feature!r}: its shape is {shape}; accepted is one (N, H, W, 3) array a camera"
+                    )
                 cameras[feature] = key
             elif feature != "action":
                 vectors.setdefault(feature, []).append(key)
@@ -123,14 +135,18 @@ class DiffusionPolicyImporter:
             raise FormatError(f"{self.path}: data/{key} is {array.dtype}; accepted image types are uint8 and float")
         sample = self._read(key, 0, min(int(self.ends[0]), 16))
         if not np.isfinite(sample).all() or sample.min() < 0 or sample.max() > 255:
-            raise FormatError(f"{self.path}: data/{key} holds values from {sample.min()} to {sample.max()}; accepted are 0..1 or 0..255")
+            raise FormatError(
+                f"{self.path}: data/{key} holds values from {sample.min()} to {sample.max()}; accepted are 0..1 or 0..255"
+            )
         return 255.0 if sample.max() <= 1.0 else 1.0
 
     def _read(self, key: str, start: int, end: int) -> np.ndarray:
         try:
             return np.asarray(self.arrays[key][start:end])
         except (ValueError, RuntimeError, OSError) as error:
-            raise FormatError(f"{self.path}: data/{key} rows {start}..{end} cannot be read: {error}{_codec_hint(error)}") from None
+            raise FormatError(
+                f"{self.path}: data/{key} rows {start}..{end} cannot be read: {error}{_codec_hint(error)}"
+            ) from None
 
     def _action_range(self) -> tuple[np.ndarray, np.ndarray]:
         lows, highs = [], []
@@ -175,7 +191,9 @@ class DiffusionPolicyImporter:
             observations[feature] = np.concatenate([rows, rows[-1:]])
         for key, values in (*observations.items(), ("action", action)):
             if not np.isfinite(values).all():
-                raise FormatError(f"{self.path} episode {index}: {key} is not finite at row {np.argwhere(~np.isfinite(values))[0][0]}")
+                raise FormatError(
+                    f"{self.path} episode {index}: {key} is not finite at row {np.argwhere(~np.isfinite(values))[0][0]}"
+                )
         for feature, key in self.cameras.items():
             frames = self._read(key, start, end)
             if frames.dtype != np.uint8:
@@ -185,7 +203,7 @@ class DiffusionPolicyImporter:
         stamps = np.round(np.arange(length) * 1e9 / options.control_hz) if options.control_hz else np.zeros(length)
         name = self.path.name.removesuffix(".zip").removesuffix(".zarr")
         meta = EpisodeMeta(
-            episode_id=f"{options.id_prefix or name}-{index:06d}",
+            episode_id=episode_id(options.id_prefix or name, index),
             task=options.task or "",
             stratum=Stratum(options.stratum),
             success=success,
@@ -232,7 +250,9 @@ def _is_buffer(names: set[str]) -> bool:
 
 def sniff(path: Path) -> bool:
     if path.is_dir():
-        return any((path / "meta" / "episode_ends" / n).is_file() for n in (".zarray", "zarr.json")) and (path / "data").is_dir()
+        return (
+            any((path / "meta" / "episode_ends" / n).is_file() for n in (".zarray", "zarr.json")) and (path / "data").is_dir()
+        )
     if path.suffix != ".zip" or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

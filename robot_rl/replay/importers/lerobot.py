@@ -30,6 +30,7 @@ from robot_rl.replay.importers.base import (
     action_spec,
     check_string_list,
     check_type,
+    episode_id,
     shorten,
     unknown_outcome,
 )
@@ -332,6 +333,14 @@ class LeRobotImporter:
         arrays, success = self._steps(table, row, length)
         names = self._tasks_of(table, row, tasks)
         meta = self._meta(row, names, success)
+        ends = np.flatnonzero(arrays["terminated"].astype(bool) | arrays["truncated"].astype(bool))
+        if len(ends) == 0:  # the recording stops here, so the episode does
+            arrays["truncated"] = np.arange(length) == length - 1
+        elif ends[0] < length - 1:  # nothing after the end of an episode belongs to it
+            keep = int(ends[0]) + 1
+            meta.extra["imported"]["steps_after_end_dropped"] = length - keep
+            observations = {k: v[: keep + 1] for k, v in observations.items()}
+            action, arrays = action[:keep], {k: v[:keep] for k, v in arrays.items()}
         return Episode.from_arrays(meta, observations, action, **arrays)
 
     def _meta(self, row: EpisodeRow, names: Sequence[str], success: bool | None) -> EpisodeMeta:
@@ -347,10 +356,10 @@ class LeRobotImporter:
             if options.task is not None:
                 meta.task = options.task
             if options.id_prefix is not None:
-                meta.episode_id = f"{options.id_prefix}-{row.index:06d}"
+                meta.episode_id = episode_id(options.id_prefix, row.index)
             return meta
         return EpisodeMeta(
-            episode_id=f"{options.id_prefix or self.root.name}-{row.index:06d}",
+            episode_id=episode_id(options.id_prefix or self.root.name, row.index),
             task=options.task if options.task is not None else (names[0] if names else ""),
             env_id="",
             stratum=Stratum(options.stratum),
@@ -385,7 +394,9 @@ class LeRobotImporter:
                 arrays["intervention_id"] = np.where(takeover, np.cumsum(starts) - 1, -1)
         elif not np.isin(arrays["source"], [int(s) for s in Source]).all():
             found = sorted({int(s) for s in arrays["source"]})
-            raise FormatError(f"{self.root} episode {row.index}: source has codes {found}; accepted are {[int(s) for s in Source]}")
+            raise FormatError(
+                f"{self.root} episode {row.index}: source has codes {found}; accepted are {[int(s) for s in Source]}"
+            )
         if "stamp_ns" not in arrays:
             arrays["stamp_ns"] = self._stamps(table, row)
         success = self._outcome(table, row, length, arrays)
@@ -441,7 +452,9 @@ class LeRobotImporter:
                 image = decode_image(cell, self.root, f"{self.root} episode {row.index} {camera.key} row {i}")
                 image = image if pair is None else resize_area(image[None], pair)[0]
                 if image.shape != camera.shape:
-                    raise FormatError(f"{self.root} episode {row.index}: {camera.key} is {image.shape}, expected {camera.shape}")
+                    raise FormatError(
+                        f"{self.root} episode {row.index}: {camera.key} is {image.shape}, expected {camera.shape}"
+                    )
                 frames[i] = image
         if last is None:
             frames[-1] = frames[-2]

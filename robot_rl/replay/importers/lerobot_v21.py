@@ -46,7 +46,9 @@ class LeRobotV21Importer(LeRobotImporter):
         try:
             return self.root / template.format(episode_chunk=chunk, episode_index=row.index, **names)
         except (KeyError, IndexError, ValueError) as error:
-            raise FormatError(f"{self.root}/meta/info.json: path template {template!r} needs an unknown field {error}") from None
+            raise FormatError(
+                f"{self.root}/meta/info.json: path template {template!r} needs an unknown field {error}"
+            ) from None
 
     def video(self, row: EpisodeRow, camera: str) -> VideoPart:
         return VideoPart(self._file(self.info.get("video_path") or "", row, video_key=camera), 0.0)
@@ -91,5 +93,7 @@ def sniff(path: Path) -> bool:
 def open_source(path: Path, options: Options) -> LeRobotV21Importer:
     version = str(read_info(path)["codebase_version"])
     if not version.startswith("v2"):
-        raise FormatError(f"{path} has codebase_version {version!r}; lerobot_v21 accepts v2.0 and v2.1, lerobot_v3 accepts v3.x")
+        raise FormatError(
+            f"{path} has codebase_version {version!r}; lerobot_v21 accepts v2.0 and v2.1, lerobot_v3 accepts v3.x"
+        )
     return LeRobotV21Importer(path, options)

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from robot_rl.replay.importers.base import FormatError
-from robot_rl.replay.importers.lerobot import EpisodeRow, LeRobotImporter, Options, VideoPart, column_to_numpy, read_info, version_of
+from robot_rl.replay.importers.lerobot import (
+    EpisodeRow,
+    LeRobotImporter,
+    Options,
+    VideoPart,
+    column_to_numpy,
+    read_info,
+    version_of,
+)
 from robot_rl.replay.importers.lerobot_v21 import read_table
 
 
@@ -105,5 +113,7 @@ def sniff(path: Path) -> bool:
 def open_source(path: Path, options: Options) -> LeRobotV3Importer:
     version = str(read_info(path)["codebase_version"])
     if not version.startswith("v3"):
-        raise FormatError(f"{path} has codebase_version {version!r}; lerobot_v3 accepts v3.x, lerobot_v21 accepts v2.0 and v2.1")
+        raise FormatError(
+            f"{path} has codebase_version {version!r}; lerobot_v3 accepts v3.x, lerobot_v21 accepts v2.0 and v2.1"
+        )
     return LeRobotV3Importer(path, options)

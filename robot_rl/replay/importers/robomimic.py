@@ -22,6 +22,7 @@ from robot_rl.replay.importers.base import (
     action_spec,
     check_string_list,
     check_type,
+    episode_id,
     shorten,
     unknown_outcome,
 )
@@ -94,7 +95,9 @@ class RobomimicImporter:
         self.ours = _json(data.attrs.get("robot_rl"), f"{self.path}: data attribute robot_rl")
         first = data[self.demos[0]]
         if "actions" not in first or "obs" not in first:
-            raise FormatError(f"{self.path} {first.name}: expected actions and obs, found {list(first)} (was it extracted to obs?)")
+            raise FormatError(
+                f"{self.path} {first.name}: expected actions and obs, found {list(first)} (was it extracted to obs?)"
+            )
         available = {k: tuple(v.shape[1:]) for k, v in first["obs"].items()}
         self.vectors = self._vector_map(available)
         self.images = self._image_map(available)
@@ -142,7 +145,9 @@ class RobomimicImporter:
         for key in self.options.image_keys:
             if len(available.get(key, ())) != 3 or available[key][2] != 3:
                 found = [k for k, s in available.items() if len(s) == 3 and s[2] == 3]
-                raise ValueError(f"image_keys={list(self.options.image_keys)}: {key!r} is no (H, W, 3) image; images are {found}")
+                raise ValueError(
+                    f"image_keys={list(self.options.image_keys)}: {key!r} is no (H, W, 3) image; images are {found}"
+                )
         return {OBSERVATION_IMAGES + key.removesuffix("_image"): key for key in self.options.image_keys}
 
     def _names(self, keys: Sequence[str], available: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
@@ -220,14 +225,16 @@ class RobomimicImporter:
             arrays["reward"] = reward
         arrays |= {"terminated": terminated, "truncated": truncated}
         observations = {
-            feature: np.concatenate(
-                [self._rows(demo, k, recorded).reshape(recorded + 1, -1) for k in keys], axis=1
-            ).astype(np.float32)[: length + 1]
+            feature: np.concatenate([self._rows(demo, k, recorded).reshape(recorded + 1, -1) for k in keys], axis=1).astype(
+                np.float32
+            )[: length + 1]
             for feature, keys in self.vectors.items()
         }
         for key, values in (*observations.items(), ("actions", action)):
             if not np.isfinite(values).all():
-                raise FormatError(f"{self.path} {demo.name}: {key} is not finite at row {np.argwhere(~np.isfinite(values))[0][0]}")
+                raise FormatError(
+                    f"{self.path} {demo.name}: {key} is not finite at row {np.argwhere(~np.isfinite(values))[0][0]}"
+                )
         for feature, key in self.images.items():
             observations[feature] = self._rows(demo, key, recorded)[: length + 1]
         meta = self._meta(demo, name, success)
@@ -246,7 +253,7 @@ class RobomimicImporter:
         if "states" in demo:
             extra["initial_state"] = np.asarray(demo["states"][0], np.float64).tolist()
         return EpisodeMeta(
-            episode_id=f"{options.id_prefix or self.path.stem}-{demo_number(name):06d}",
+            episode_id=episode_id(options.id_prefix or self.path.stem, demo_number(name)),
             task=self._task(),
             env_id=source.extra["env_id"],
             stratum=Stratum(options.stratum),
