@@ -131,7 +131,7 @@ def export_from(
 ) -> ExportReport:
     """What ``robot-rl export`` runs: write some or all episodes of a store.
 
-    Names of vector elements are taken from ``store.spec`` where the store has one.
+    Names of vector elements are taken from ``store.observation_features`` and ``store.action`` where the store has them.
 
     Raises:
         ValueError: an id is not in the store; otherwise as :func:`export`.
@@ -141,9 +141,8 @@ def export_from(
     absent = sorted(set(wanted) - set(present))
     if absent:
         raise ValueError(f"episode_ids: the store of {len(present)} episodes does not have {', '.join(absent[:10])}")
-    spec = getattr(store, "spec", None)
-    options.setdefault("observation_features", getattr(spec, "observation_features", None))
-    options.setdefault("action", getattr(spec, "action", None))
+    for name in ("observation_features", "action"):
+        options.setdefault(name, getattr(store, name, None))
 
     def read() -> Iterator[Episode]:
         for done, episode_id in enumerate(wanted, 1):
@@ -158,8 +157,8 @@ class _Counted:
     """Passes episodes on and keeps what the report needs; refuses an empty episode."""
 
     def __init__(self, episodes: Iterable[Episode]):
-        self.episodes, self.ids, self.steps, self.decisions = episodes, [], 0, 0
-        self.ids: list[str]
+        self.episodes, self.steps, self.decisions = episodes, 0, 0
+        self.ids: list[str] = []
 
     def __iter__(self) -> Iterator[Episode]:
         for episode in self.episodes:

@@ -191,9 +191,8 @@ class LeRobotWriter:
     def _check(self, episode: Episode) -> None:
         who = f"episode {episode.meta.episode_id}"
         if set(episode.observations) != {*self.vectors, *self.cameras}:
-            raise ValueError(
-                f"{who}: observations are {sorted(episode.observations)}, the first one's {sorted([*self.vectors, *self.cameras])}"
-            )
+            first = sorted([*self.vectors, *self.cameras])
+            raise ValueError(f"{who}: observations are {sorted(episode.observations)}, the first episode's are {first}")
         for key in (*self.vectors, *self.cameras, "action"):
             shape = (episode.action if key == "action" else episode.observations[key]).shape[1:]
             if list(shape) != self.features[key]["shape"]:

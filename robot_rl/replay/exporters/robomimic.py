@@ -23,7 +23,7 @@ class Options:
     """Options of robomimic files.
 
     Attributes:
-        env_args: robomimic's ``env_args`` (``env_name``, ``type``, ``env_kwargs``); ``None`` makes it from the episodes' env id.
+        env_args: robomimic's ``env_args`` (``env_name``, ``type``, ``env_kwargs``); ``None`` makes it of the env id.
         unknown_reward: written where a reward is unknown, because robomimic's loader knows no NaN.
     """
 

@@ -14,7 +14,10 @@ CODECS = ("libsvtav1", "h264", "hevc")
 
 
 class VideoWriter:
-    """One mp4 file that frames are appended to; ``bytes`` counts what has been encoded. A key frame at every second frame keeps random access cheap."""
+    """One mp4 file that frames are appended to; ``bytes`` counts what has been encoded.
+
+    A key frame at every second frame keeps random access cheap.
+    """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int], codec: str, crf: int):
         av = import_av()

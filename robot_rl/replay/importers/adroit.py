@@ -1,7 +1,8 @@
 """Human demonstrations of ``AdroitHandDoor-v1`` in one npz file (from the recordings of the DAPG paper, arXiv:1709.10087).
 
-Arrays: ``observations`` (N, 39), ``actions`` (N, 28), ``dense_rewards`` (N,), ``episode_ends`` (E,), and the start states
-``init_qpos`` (E, 30), ``init_qvel`` (E, 30), ``init_door_body_pos`` (E, 3) for ``env.reset(options={"initial_state_dict": ...})``.
+Arrays: ``observations`` (N, 39), ``actions`` (N, 28), ``dense_rewards`` (N,), ``episode_ends`` (E,), and the start
+states ``init_qpos`` (E, 30), ``init_qvel`` (E, 30), ``init_door_body_pos`` (E, 3), which together are the argument of
+``env.reset(options={"initial_state_dict": ...})``.
 
 Layout of an observation (gymnasium-robotics' AdroitHandDoor): hand joints 0..26, latch 27, door hinge 28, palm position
 29..31, handle position 32..34, palm minus handle 35..37, door open flag 38. Success is a hinge angle of at least 1.35 rad.

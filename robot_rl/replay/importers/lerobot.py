@@ -274,15 +274,9 @@ class LeRobotImporter:
         return ImportSource(self.features, spec, len(self.wanted), task, self.format, extra)
 
     def _range_from_tables(self) -> tuple[np.ndarray, np.ndarray]:
-        low: np.ndarray | None = None
-        high: np.ndarray | None = None
-        for row in self.rows:
-            if row.index in self.wanted:
-                action = self._column(self.table(row), self.options.action_key, row)
-                lo, hi = action.min(0), action.max(0)
-                low, high = (lo, hi) if low is None or high is None else (np.minimum(low, lo), np.maximum(high, hi))
-        assert low is not None and high is not None  # at least one episode is present
-        return low, high
+        rows = [row for row in self.rows if row.index in self.wanted]
+        ranges = [(a.min(0), a.max(0)) for a in (self._column(self.table(r), self.options.action_key, r) for r in rows)]
+        return np.min([low for low, _ in ranges], axis=0), np.max([high for _, high in ranges], axis=0)
 
     def episodes(self) -> Iterator[Episode]:
         tasks = self.tasks()

@@ -187,7 +187,7 @@ class RobomimicImporter:
         rows = demo["obs"][key][()]
         if len(rows) != length:
             raise FormatError(f"{self.path} {demo.name}: obs/{key} has {len(rows)} rows, actions has {length}")
-        following = demo["next_obs"] if "next_obs" in demo else {}
+        following = demo.get("next_obs", {})
         last = following[key][-1:] if key in following and len(following[key]) == length else rows[-1:]
         return np.concatenate([rows, last])
 
