@@ -39,7 +39,7 @@ def _make(index: int, length: int = 12, image: tuple[int, int] | None = None, su
     source = rng.integers(0, 6, length)
     meta = EpisodeMeta(
         f"made-{index}",
-        task=("open the drawer", "close it – slowly")[index % 2],
+        task=("open the drawer", "ferme-le, s'il te plaît")[index % 2],
         env_id="tabletop/Drawer",
         seed=index,
         stratum=(Stratum.ONLINE, Stratum.INTERVENTION)[index % 2],

@@ -367,7 +367,8 @@ def _schema(features: dict[str, dict[str, Any]]) -> Any:
     """Arrow schema of the frame table with the note that Hugging Face's ``datasets`` looks for."""
     import pyarrow as pa
 
-    fields, described = [], {}
+    fields: list[Any] = []
+    described: dict[str, Any] = {}
     for key, feature in features.items():
         kind, shape = feature["dtype"], feature["shape"]
         if kind == "video":
@@ -376,7 +377,7 @@ def _schema(features: dict[str, dict[str, Any]]) -> Any:
             fields.append(pa.field(key, pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
             described[key] = {"_type": "Image"}
             continue
-        value = {"dtype": kind, "_type": "Value"}
+        value: dict[str, Any] = {"dtype": kind, "_type": "Value"}
         scalar = pa.bool_() if kind == "bool" else pa.from_numpy_dtype(np.dtype(kind))
         fields.append(pa.field(key, scalar if shape == [1] else pa.list_(scalar, shape[0])))
         described[key] = value if shape == [1] else {"feature": value, "length": shape[0], "_type": "Sequence"}

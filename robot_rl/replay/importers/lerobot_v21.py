@@ -8,15 +8,8 @@ from typing import Any
 import numpy as np
 
 from robot_rl.replay.importers.base import FormatError
-from robot_rl.replay.importers.lerobot import (
-    EpisodeRow,
-    LeRobotImporter,
-    Options,
-    VideoPart,
-    read_info,
-    read_jsonl,
-    version_of,
-)
+from robot_rl.replay.importers.lerobot import EpisodeRow, LeRobotImporter, Options, VideoPart
+from robot_rl.replay.importers.lerobot_files import read_info, read_jsonl, read_table, version_of
 
 
 class LeRobotV21Importer(LeRobotImporter):
@@ -70,17 +63,6 @@ class LeRobotV21Importer(LeRobotImporter):
         if len(wanted) < len(self.rows):
             return None
         return (np.min([s["min"] for s in wanted], axis=0), np.max([s["max"] for s in wanted], axis=0))
-
-
-def read_table(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # one file is one table: partitioning rules must not read columns out of folder names
-        return pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise FormatError(f"{path} is not a readable parquet file: {error}") from None
 
 
 __all__ = ["Options", "open_source", "sniff"]

@@ -9,16 +9,8 @@ from typing import Any
 import numpy as np
 
 from robot_rl.replay.importers.base import FormatError
-from robot_rl.replay.importers.lerobot import (
-    EpisodeRow,
-    LeRobotImporter,
-    Options,
-    VideoPart,
-    column_to_numpy,
-    read_info,
-    version_of,
-)
-from robot_rl.replay.importers.lerobot_v21 import read_table
+from robot_rl.replay.importers.lerobot import EpisodeRow, LeRobotImporter, Options, VideoPart
+from robot_rl.replay.importers.lerobot_files import column_to_numpy, read_info, read_table, version_of
 
 
 class LeRobotV3Importer(LeRobotImporter):
