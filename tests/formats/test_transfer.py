@@ -22,6 +22,9 @@ class Shelf:
         self.episodes[episode.meta.episode_id] = episode
         return episode.meta.episode_id
 
+    def __contains__(self, episode_id: object) -> bool:
+        return episode_id in self.episodes
+
     def episode_ids(self) -> list[str]:
         return list(self.episodes)
 
@@ -49,6 +52,20 @@ def test_store_to_dataset_to_store(tmp_path, make_episode, assert_same):
         assert_same(shelf.read(name), back.read(name))
     with pytest.raises(ValueError, match="does not have made-7"):
         export_from(shelf, tmp_path / "again", episode_ids=["made-7"])
+
+
+def test_an_interrupted_import_goes_on(tmp_path, make_episode):
+    export([make_episode(i) for i in range(3)], tmp_path / "out")
+    shelf = Shelf()
+    with pytest.raises(KeyboardInterrupt):
+        import_into(shelf, tmp_path / "out", progress=lambda done, n: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert shelf.episode_ids() == ["made-0"]
+    report = import_into(shelf, tmp_path / "out", skip_existing=True)
+    assert (report.episode_ids, report.skipped) == (("made-1", "made-2"), ("made-0",))
+    # a second way out and in keeps the memory of the first
+    export_from(shelf, tmp_path / "again", "lerobot_v21")
+    *_, last = open_dataset(tmp_path / "again").episodes()
+    assert last.meta.extra["imported"]["before"] == {"format": "lerobot_v3", "dataset": "out", "episode_index": 2}
 
 
 def test_a_folder_of_no_known_format_is_described(tmp_path):

@@ -201,6 +201,12 @@ def episode_id(prefix: str, index: int) -> str:
     return f"{safe[:100]}-{index:06d}"
 
 
+def provenance(format: str, dataset: str, index: int, before: Any = None) -> dict[str, Any]:
+    """``meta.extra["imported"]``: which episode of which recording this is; ``before`` is what it was before it got there."""
+    here = {"format": format, "dataset": dataset, "episode_index": index}
+    return here if before is None else {**here, "before": before}
+
+
 @dataclass(frozen=True)
 class FormatEntry:
     """One row of the table of formats: where its code lies (imported when needed) and how to say what it is."""

@@ -29,6 +29,7 @@ from robot_rl.replay.importers.base import (
     check_string_list,
     check_type,
     episode_id,
+    provenance,
     shorten,
     unknown_outcome,
 )
@@ -293,7 +294,7 @@ class LeRobotImporter:
         options = self.options
         saved = dict(self.side.get(row.index, {}))
         extra = dict(saved.pop("extra", {}))
-        extra["imported"] = {"format": self.format, "dataset": self.root.name, "episode_index": row.index}
+        extra["imported"] = provenance(self.format, self.root.name, row.index, extra.get("imported"))
         if len(names) > 1:
             extra["tasks"] = list(names)
         if saved:  # our own export: everything that was known comes back

@@ -23,6 +23,7 @@ from robot_rl.replay.importers.base import (
     check_string_list,
     check_type,
     episode_id,
+    provenance,
     shorten,
     unknown_outcome,
 )
@@ -246,7 +247,7 @@ class RobomimicImporter:
         saved = _json(demo.attrs.get("robot_rl_meta"), f"{self.path} {demo.name}: attribute robot_rl_meta")
         if saved:
             extra |= saved.pop("extra", {})
-        extra["imported"] = {"format": "robomimic", "dataset": self.path.stem, "episode_index": demo_number(name)}
+        extra["imported"] = provenance("robomimic", self.path.stem, demo_number(name), extra.get("imported"))
         if saved:
             saved["stratum"] = Stratum(saved["stratum"])
             return EpisodeMeta(**saved, extra=extra)

@@ -19,7 +19,8 @@ class EpisodeSink(Protocol):
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did. ``missing`` maps episode numbers that the recording lists to why they could not be imported."""
+    """What an import did. ``missing`` maps episode numbers that the recording lists to why they could not be imported;
+    ``skipped`` are episodes that the store had already."""
 
     path: str
     format: str
@@ -29,6 +30,7 @@ class ImportReport:
     unknown_outcomes: int
     missing: dict[str, str]
     left_out: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
     described: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -41,6 +43,8 @@ class ImportReport:
         ]
         if self.missing:
             lines.append(f"{len(self.missing)} episodes are listed and not there (first: {next(iter(self.missing.items()))})")
+        if self.skipped:
+            lines.append(f"{len(self.skipped)} episodes were in the store already and were left as they are")
         if self.left_out:
             lines.append(f"left out: {', '.join(self.left_out)}")
         return "\n".join(lines)
@@ -51,6 +55,7 @@ def import_into(
     path: str | Path,
     format: str = "auto",
     *,
+    skip_existing: bool = False,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> ImportReport:
@@ -60,6 +65,8 @@ def import_into(
         store: anything with ``add(episode)``.
         path: file or folder of the recording.
         format: a name of :func:`robot_rl.replay.importers.base.formats`, or ``auto``.
+        skip_existing: leave episodes alone whose id is in the store, so that an interrupted import can go on (the store then
+            needs ``in``). ``False`` lets the store refuse them; another ``id_prefix`` gives them ids of their own.
         progress: called with (episodes done, episodes in all).
         options: see the ``Options`` of the format.
 
@@ -70,15 +77,19 @@ def import_into(
     importer = open_dataset(path, name, **options)
     source = importer.describe()
     ids: list[str] = []
+    skipped: list[str] = []
     steps = successes = unknown = 0
     for episode in importer.episodes():
+        if skip_existing and episode.meta.episode_id in store:  # type: ignore[operator]
+            skipped.append(episode.meta.episode_id)
+            continue
         store.add(episode)
         ids.append(episode.meta.episode_id)
         steps += len(episode)
         successes += episode.meta.success is True
         unknown += episode.meta.success is None
         if progress is not None:
-            progress(len(ids), source.n_episodes)
+            progress(len(ids) + len(skipped), source.n_episodes)
     extra = source.extra
     left_out = [f"{k} ({v})" for k, v in extra.get("features_left_out", {}).items()]
     left_out += [*extra.get("observations_left_out", ()), *extra.get("arrays_left_out", ())]
@@ -89,13 +100,14 @@ def import_into(
         "extra": extra,
     }
     return ImportReport(
-        str(path),
-        source.format,
-        tuple(ids),
-        steps,
-        successes,
-        unknown,
-        extra.get("episodes_missing", {}),
-        tuple(left_out),
-        described,
+        path=str(path),
+        format=source.format,
+        episode_ids=tuple(ids),
+        steps=steps,
+        successes=successes,
+        unknown_outcomes=unknown,
+        missing=extra.get("episodes_missing", {}),
+        left_out=tuple(left_out),
+        skipped=tuple(skipped),
+        described=described,
     )
