@@ -73,7 +73,7 @@ class ScriptedExpert:
         self._env, self._rng = env, rng
         self._drift = np.zeros(4)
         self.speed = float(rng.uniform(0.75, 1.0))
-        self.arc = rng.normal(0.0, 0.02, 2)  # sideways bow of the approach, m
+        self.arc = np.clip(rng.normal(0.0, 0.02, 2), -0.04, 0.04)  # sideways bow of the approach, m
         self.hover = float(rng.uniform(0.05, 0.08))
         self.grip_height = float(rng.uniform(-0.003, 0.003))
         self.attempts = 0
@@ -85,7 +85,11 @@ class ScriptedExpert:
         self._ticks += 1
         command = self._env.command
         delta = np.array([goal.x - command[0], goal.y - command[1], goal.z - command[2], wrap(goal.yaw - command[3])])
-        motion = np.clip(0.5 * delta, -goal.speed * self.speed * _LIMIT, goal.speed * self.speed * _LIMIT)
+        limit = goal.speed * self.speed * _LIMIT
+        motion = np.clip(0.5 * delta, -limit, limit)
+        longest = float(np.max(np.abs(0.5 * delta[:3]) / limit[:3]))
+        if longest > 1.0:  # straight lines: slow down every axis alike
+            motion[:3] = 0.5 * delta[:3] / longest
         if self.noise > 0.0:
             fresh = self._rng.normal(size=4) * (self.noise * np.sqrt(1 - NOISE_CORRELATION**2))
             self._drift = NOISE_CORRELATION * self._drift + fresh
@@ -104,7 +108,7 @@ class ScriptedExpert:
         slipped = rng.random() < self.slip_rate * lack
         slip = str(rng.choice(self.slips)) if self.slips else ""
         hesitate = int(rng.integers(0, 5)) if rng.random() < 0.5 * lack else 0
-        close = 4 + int(rng.integers(0, 2))
+        close = 5 + int(rng.integers(0, 3))
         self.attempt = Attempt((float(aim[0]), float(aim[1]), float(aim[2])), turn, slip if slipped else "", hesitate, close)
         self.attempts += 1
         self._enter(phase)
@@ -134,7 +138,7 @@ class ScriptedExpert:
     def _bow(self, x: float, y: float) -> tuple[float, float]:
         """A via point off the straight line that fades out as the tool comes near."""
         tx, ty, _, _ = self._env.tool
-        fade = min(1.0, np.hypot(x - tx, y - ty) / 0.08)
+        fade = min(max((np.hypot(x - tx, y - ty) - 0.02) / 0.12, 0.0), 1.0)
         return x + float(self.arc[0]) * fade, y + float(self.arc[1]) * fade
 
     def _near(self, x: float, y: float, z: float, within: float) -> bool:
@@ -170,7 +174,7 @@ class _GraspExpert(ScriptedExpert):
             return Goal(x, y, z + self.hover, yaw, GRIPPER_OPEN)
         if self.phase == "descend":
             early = slip == "closes early"
-            level = z + (0.022 if early else 0.004)
+            level = z + (0.034 if early else 0.004)
             if self._env.tool[2] < level or self._stuck(self._env.tool[2], 6):
                 self._aimed = (x, y, z, yaw)
                 self._enter("close")
@@ -178,15 +182,16 @@ class _GraspExpert(ScriptedExpert):
         if self.phase == "close":
             # The aim is frozen: a closing gripper moves the object, and chasing it would push it away.
             x, y, z, yaw = self._aimed
-            if self._ticks >= (1 if slip == "lifts early" else self.attempt.close_steps):
+            if slip == "lifts early" or self._ticks >= self.attempt.close_steps:
                 self._enter("lift")
-            return Goal(x, y, z, yaw, CLOSED)
+            return Goal(x, y, z, yaw, GRIPPER_OPEN if slip == "lifts early" else CLOSED)
         x, y, _, yaw = self._aimed
-        return Goal(x, y, lift_to, yaw, CLOSED, 0.9)
+        late = slip == "lifts early" and self._ticks < 4
+        return Goal(x, y, lift_to, yaw, GRIPPER_OPEN if late else CLOSED, 0.9)
 
     def _missed(self) -> bool:
         """After the lift began: nothing in the hand and the operator tries again."""
-        if self.phase == "lift" and self._ticks >= 4 and not self._holding():
+        if self.phase == "lift" and self._ticks >= 5 and not self._holding():
             if self._gives_up():
                 self._enter("lost")
                 return False
@@ -210,9 +215,9 @@ class LiftExpert(_GraspExpert):
     """Expert of ``tabletop/Lift``."""
 
     slips = ("closes early", "lifts early")
-    slip_rate = 0.7
-    aim_sigma = (0.018, 0.018, 0.010)
-    turn_sigma = 0.3
+    slip_rate = 0.9
+    aim_sigma = (0.024, 0.024, 0.012)
+    turn_sigma = 0.35
     retry_rate = 0.2
 
     _env: LiftEnv
@@ -321,8 +326,8 @@ class DrawerExpert(ScriptedExpert):
     """Expert of ``tabletop/Drawer``."""
 
     slips = ("comes down open", "lets go", "stays high")
-    slip_rate = 0.6
-    aim_sigma = (0.014, 0.014, 0.006)
+    slip_rate = 0.9
+    aim_sigma = (0.020, 0.020, 0.010)
     turn_sigma = 0.20
     retry_rate = 0.2
     symmetry = np.pi
@@ -388,11 +393,11 @@ class PlaceInBinExpert(_GraspExpert):
     """Expert of ``tabletop/PlaceInBin``."""
 
     slips = ("closes early", "lifts early", "lets go")
-    slip_rate = 0.5
-    aim_sigma = (0.012, 0.012, 0.008)
+    slip_rate = 0.8
+    aim_sigma = (0.018, 0.018, 0.010)
     turn_sigma = 0.25
-    retry_rate = 0.3
-    align_sigma: ClassVar[float] = 0.020  # m off the middle of the bin at skill 0
+    retry_rate = 0.2
+    align_sigma: ClassVar[float] = 0.032  # m off the middle of the bin at skill 0
 
     _env: PlaceInBinEnv
 
