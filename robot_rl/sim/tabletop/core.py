@@ -118,7 +118,8 @@ class TabletopEnv:
         self._low, self._high = np.array(ACTION.low), np.array(ACTION.high)
         self._tcp = self.model.site("tcp").id
         self._fingers = [int(self.model.joint(n).qposadr[0]) for n in ("finger_left", "finger_right")]
-        self._pads = (self.model.geom("pad_left").id, self.model.geom("pad_right").id)
+        pads = {self.model.geom(f"pad_{side}_{part}").id: side for side in ("left", "right") for part in ("a", "b")}
+        self._pads: dict[int, str] = pads
         self._camera_ids = {c: self.model.camera(c).id for c in CAMERAS}
         self._state_size = mujoco.mj_stateSize(self.model, _STATE)
         self._observed = np.empty(len(names))
@@ -245,10 +246,8 @@ class TabletopEnv:
 
     def touching(self, geom: int) -> tuple[bool, bool]:
         """Whether the left and the right pad touch a geom."""
-        pairs = self.data.contact.geom.tolist()
-        left, right = self._pads
-        found = {a if b == geom else b for a, b in pairs if geom in (a, b)}
-        return left in found, right in found
+        sides = {self._pads.get(a if b == geom else b) for a, b in self.data.contact.geom.tolist() if geom in (a, b)}
+        return "left" in sides, "right" in sides
 
     # --- inside ----------------------------------------------------------------------------------------------------------------
 

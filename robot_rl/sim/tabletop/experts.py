@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from robot_rl.sim.tabletop.core import ACTION, GRIPPER_OPEN, TabletopEnv, body_yaw, wrap
-from robot_rl.sim.tabletop.tasks import LiftEnv, PegInsertionEnv
+from robot_rl.sim.tabletop.tasks import DrawerEnv, LiftEnv, PegInsertionEnv, PlaceInBinEnv
 from robot_rl.types import Observation
 
 CLOSED = 0.0
@@ -73,7 +73,7 @@ class ScriptedExpert:
         self._env, self._rng = env, rng
         self._drift = np.zeros(4)
         self.speed = float(rng.uniform(0.75, 1.0))
-        self.arc = rng.normal(0.0, 0.02, 2)  # sideways bow of the approach, m
+        self.arc = np.clip(rng.normal(0.0, 0.02, 2), -0.04, 0.04)  # sideways bow of the approach, m
         self.hover = float(rng.uniform(0.05, 0.08))
         self.grip_height = float(rng.uniform(-0.003, 0.003))
         self.attempts = 0
@@ -85,7 +85,11 @@ class ScriptedExpert:
         self._ticks += 1
         command = self._env.command
         delta = np.array([goal.x - command[0], goal.y - command[1], goal.z - command[2], wrap(goal.yaw - command[3])])
-        motion = np.clip(0.5 * delta, -goal.speed * self.speed * _LIMIT, goal.speed * self.speed * _LIMIT)
+        limit = goal.speed * self.speed * _LIMIT
+        motion = np.clip(0.5 * delta, -limit, limit)
+        longest = float(np.max(np.abs(0.5 * delta[:3]) / limit[:3]))
+        if longest > 1.0:  # straight lines: slow down every axis alike
+            motion[:3] = 0.5 * delta[:3] / longest
         if self.noise > 0.0:
             fresh = self._rng.normal(size=4) * (self.noise * np.sqrt(1 - NOISE_CORRELATION**2))
             self._drift = NOISE_CORRELATION * self._drift + fresh
@@ -104,7 +108,7 @@ class ScriptedExpert:
         slipped = rng.random() < self.slip_rate * lack
         slip = str(rng.choice(self.slips)) if self.slips else ""
         hesitate = int(rng.integers(0, 5)) if rng.random() < 0.5 * lack else 0
-        close = 4 + int(rng.integers(0, 2))
+        close = 5 + int(rng.integers(0, 3))
         self.attempt = Attempt((float(aim[0]), float(aim[1]), float(aim[2])), turn, slip if slipped else "", hesitate, close)
         self.attempts += 1
         self._enter(phase)
@@ -134,7 +138,7 @@ class ScriptedExpert:
     def _bow(self, x: float, y: float) -> tuple[float, float]:
         """A via point off the straight line that fades out as the tool comes near."""
         tx, ty, _, _ = self._env.tool
-        fade = min(1.0, np.hypot(x - tx, y - ty) / 0.08)
+        fade = min(max((np.hypot(x - tx, y - ty) - 0.02) / 0.12, 0.0), 1.0)
         return x + float(self.arc[0]) * fade, y + float(self.arc[1]) * fade
 
     def _near(self, x: float, y: float, z: float, within: float) -> bool:
@@ -170,7 +174,7 @@ class _GraspExpert(ScriptedExpert):
             return Goal(x, y, z + self.hover, yaw, GRIPPER_OPEN)
         if self.phase == "descend":
             early = slip == "closes early"
-            level = z + (0.022 if early else 0.004)
+            level = z + (0.034 if early else 0.004)
             if self._env.tool[2] < level or self._stuck(self._env.tool[2], 6):
                 self._aimed = (x, y, z, yaw)
                 self._enter("close")
@@ -178,15 +182,16 @@ class _GraspExpert(ScriptedExpert):
         if self.phase == "close":
             # The aim is frozen: a closing gripper moves the object, and chasing it would push it away.
             x, y, z, yaw = self._aimed
-            if self._ticks >= (1 if slip == "lifts early" else self.attempt.close_steps):
+            if slip == "lifts early" or self._ticks >= self.attempt.close_steps:
                 self._enter("lift")
-            return Goal(x, y, z, yaw, CLOSED)
+            return Goal(x, y, z, yaw, GRIPPER_OPEN if slip == "lifts early" else CLOSED)
         x, y, _, yaw = self._aimed
-        return Goal(x, y, lift_to, yaw, CLOSED, 0.9)
+        late = slip == "lifts early" and self._ticks < 4
+        return Goal(x, y, lift_to, yaw, GRIPPER_OPEN if late else CLOSED, 0.9)
 
     def _missed(self) -> bool:
         """After the lift began: nothing in the hand and the operator tries again."""
-        if self.phase == "lift" and self._ticks >= 4 and not self._holding():
+        if self.phase == "lift" and self._ticks >= 5 and not self._holding():
             if self._gives_up():
                 self._enter("lost")
                 return False
@@ -210,9 +215,9 @@ class LiftExpert(_GraspExpert):
     """Expert of ``tabletop/Lift``."""
 
     slips = ("closes early", "lifts early")
-    slip_rate = 0.7
-    aim_sigma = (0.018, 0.018, 0.010)
-    turn_sigma = 0.3
+    slip_rate = 0.9
+    aim_sigma = (0.024, 0.024, 0.012)
+    turn_sigma = 0.35
     retry_rate = 0.2
 
     _env: LiftEnv
@@ -317,7 +322,135 @@ class PegInsertionExpert(_GraspExpert):
         return Goal(cx + gx - tx, cy + gy - ty, max(cz - 0.03, tool_z - 0.014), yaw, width, 0.3)
 
 
+class DrawerExpert(ScriptedExpert):
+    """Expert of ``tabletop/Drawer``."""
+
+    slips = ("comes down open", "lets go", "stays high")
+    slip_rate = 0.9
+    aim_sigma = (0.020, 0.020, 0.010)
+    turn_sigma = 0.20
+    retry_rate = 0.2
+    symmetry = np.pi
+    approach_width: ClassVar[float] = 0.036  # m; open wide the rear pad does not fit between bar and face
+
+    _env: DrawerEnv
+
+    def _handle(self) -> tuple[float, float, float, float]:
+        """x, y, z and yaw of the handle."""
+        position, rotation = self._env.body_pose(self._env.handle)
+        return float(position[0]), float(position[1]), float(position[2]), body_yaw(rotation)
+
+    def _plan(self) -> Goal:
+        env, slip = self._env, self.attempt.slip
+        hx, hy, hz, handle_yaw = self._handle()
+        dx, dy, dz = self.attempt.aim
+        z = hz + 0.5 * self.grip_height + max(dz, -0.004) + (0.014 if slip == "stays high" else 0.0)
+        yaw = self._yaw_to(handle_yaw + self.attempt.turn)
+        x, y = hx + dx, hy + dy
+        over = z + self.hover
+        cx, cy, cz, cyaw, width = env.command
+        wide = GRIPPER_OPEN if slip == "comes down open" else self.approach_width
+        if self.phase == "back off":
+            if self._ticks >= 4:
+                self._enter("reach")
+            return Goal(cx, cy, min(cz + 0.05, 0.2), cyaw, self.approach_width)
+        if self.phase in ("reach", "hesitate"):
+            if self.phase == "hesitate":
+                arrived = self._ticks >= self.attempt.hesitate
+            else:
+                arrived = self._near(x, y, over, 0.008) and abs(yaw - env.tool[3]) < 0.08
+            if arrived:
+                self._enter("hesitate" if self.phase == "reach" and self.attempt.hesitate else "descend")
+            bx, by = self._bow(x, y) if self.phase == "reach" else (x, y)
+            return Goal(bx, by, over, yaw, wide)
+        if self.phase == "descend":
+            if env.tool[2] < z + 0.003 or self._stuck(env.tool[2], 5):
+                self._aimed = (cx, cy, cz, cyaw)
+                self._enter("close")
+            return Goal(x, y, z, yaw, wide, 0.7)
+        if self.phase == "close":
+            if self._ticks >= self.attempt.close_steps:
+                self._closed_at = env.opening
+                self._pull = float(self._rng.uniform(0.02, 0.10))  # where a slip lets go
+                self._enter("pull")
+            x, y, z, yaw = self._aimed
+            return Goal(x, y, z, yaw, CLOSED)
+        if self.phase == "lost":
+            return Goal(cx, cy, 0.2, cyaw, width, 0.5)
+        if slip == "lets go" and env.opening > self._pull:
+            self._enter("lost")
+            return Goal(cx, cy, cz, cyaw, GRIPPER_OPEN)
+        if self._ticks >= 8 and env.opening < self._closed_at + 0.008:
+            if self._gives_up():
+                self._enter("lost")
+            else:
+                self._new_attempt("back off")
+        pull = 0.10
+        return Goal(cx + pull * float(np.sin(handle_yaw)), cy - pull * float(np.cos(handle_yaw)), cz, cyaw, CLOSED, 0.6)
+
+
+class PlaceInBinExpert(_GraspExpert):
+    """Expert of ``tabletop/PlaceInBin``."""
+
+    slips = ("closes early", "lifts early", "lets go")
+    slip_rate = 0.8
+    aim_sigma = (0.018, 0.018, 0.010)
+    turn_sigma = 0.25
+    retry_rate = 0.2
+    align_sigma: ClassVar[float] = 0.032  # m off the middle of the bin at skill 0
+
+    _env: PlaceInBinEnv
+
+    def reset(self, env: Any, rng: np.random.Generator) -> None:
+        super().reset(env, rng)
+        self._off = rng.normal(0.0, self.align_sigma * (1.0 - self.skill), 2)
+        self._drop = float(rng.uniform(0.05, 0.15))  # how far from the bin a slip lets go
+
+    def _object(self) -> tuple[float, float, float, float]:
+        position, rotation = self._env.body_pose(self._env.cube)
+        return float(position[0]), float(position[1]), max(0.014, float(position[2]) + 0.002), body_yaw(rotation)
+
+    def _holding(self) -> bool:
+        return bool(self._env.data.xpos[self._env.cube, 2] > 0.028)
+
+    def _plan(self) -> Goal:
+        env = self._env
+        if self.phase == "back off" or self._missed():
+            return self._back_off()
+        if self.phase == "lost":
+            return self._wander()
+        cube_x, cube_y, cube_z = env.data.xpos[env.cube].tolist()
+        if self.phase in ("reach", "hesitate", "descend", "close", "lift"):
+            if self.phase == "lift" and cube_z > 0.05:
+                self._enter("transport")
+            return self._pick(0.12)
+        bx, by, bin_yaw = env.bin_pose()
+        gx, gy = bx + self._off[0], by + self._off[1]
+        mx, my, mz, _ = env.tool
+        cx, cy, cz, cyaw, _ = env.command
+        yaw = cyaw + wrap(bin_yaw - body_yaw(env.data.xmat[env.cube]), np.pi / 2) * 0.7
+        x, y = gx - cube_x + mx, gy - cube_y + my
+        distance = float(np.hypot(gx - cube_x, gy - cube_y))
+        if self.phase == "transport":
+            if distance < 0.008 and self._ticks >= 2:
+                self._enter("lower")
+            if self.attempt.slip == "lets go" and distance < self._drop:
+                self._enter("lost")
+                return Goal(x, y, cz, yaw, GRIPPER_OPEN)
+            bx, by = self._bow(x, y)
+            return Goal(bx, by, 0.095 + mz - cube_z, yaw, CLOSED)
+        if self.phase == "lower":
+            if cube_z < 0.055 or self._stuck(cube_z, 6):
+                self._enter("release")
+            return Goal(x, y, 0.045 + mz - cube_z, yaw, CLOSED, 0.7)
+        if self._ticks < 3:
+            return Goal(cx, cy, cz, cyaw, GRIPPER_OPEN)
+        return Goal(cx, cy, cz + 0.05, cyaw, GRIPPER_OPEN)
+
+
 EXPERTS: dict[str, type[ScriptedExpert]] = {
     "tabletop/Lift": LiftExpert,
     "tabletop/PegInsertion": PegInsertionExpert,
+    "tabletop/Drawer": DrawerExpert,
+    "tabletop/PlaceInBin": PlaceInBinExpert,
 }

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from robot_rl.sim.tabletop.core import TabletopEnv, Workspace, body_yaw, wrap, yaw_quaternion
+from robot_rl.sim.tabletop.core import TabletopEnv, body_yaw, yaw_quaternion
 
 
 class LiftEnv(TabletopEnv):
@@ -147,8 +147,137 @@ class PegInsertionEnv(TabletopEnv):
         return success, stage
 
 
+class DrawerEnv(TabletopEnv):
+    """Take the bar handle of a drawer from above, one pad behind it, and pull the drawer 10 cm open.
+
+    The cabinet stands anywhere in a 14 x 6 cm field turned by up to 15 degrees. There are 30 mm between the bar and the drawer's
+    face for a 10 mm pad, so the gripper must come down half closed and in the right place. Success: the drawer is open by 10 cm
+    and both pads still hold the bar.
+    """
+
+    scene: ClassVar[str] = "drawer"
+    instruction: ClassVar[str] = "open the drawer"
+    limit: ClassVar[int] = 80
+    task_names: ClassVar[tuple[str, ...]] = (
+        "handle_from_ee_x", "handle_from_ee_y", "handle_from_ee_z", "handle_turn_sin2", "handle_turn_cos2", "handle_yaw", "drawer_open",
+    )  # fmt: skip
+    OPEN = 0.10
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.handle = self.model.body("handle").id
+        self._geom = self.model.geom("handle").id
+        self._joint = int(self.model.joint("drawer").qposadr[0])
+        self._mocap = int(self.model.body_mocapid[self.model.body("cabinet").id])
+
+    def _place(self, rng: np.random.Generator) -> dict[str, float]:
+        x, y = rng.uniform((-0.06, 0.20), (0.08, 0.26)).tolist()
+        yaw = float(rng.uniform(-0.26, 0.26))
+        opening = float(rng.uniform(0.0, 0.01))
+        self.data.mocap_pos[self._mocap] = x, y, 0.0
+        self.data.mocap_quat[self._mocap] = yaw_quaternion(yaw)
+        self.data.qpos[self._joint] = opening
+        return {"cabinet_x": x, "cabinet_y": y, "cabinet_yaw": yaw, "opening": opening}
+
+    def _start_pose(self, rng: np.random.Generator) -> tuple[float, float, float, float, float]:
+        x, y, z, yaw, width = super()._start_pose(rng)
+        return x, y - 0.06, z, yaw, width
+
+    @property
+    def opening(self) -> float:
+        """How far the drawer is open (m)."""
+        return float(self.data.qpos[self._joint])
+
+    def _observe_task(self, out: np.ndarray) -> None:
+        tx, ty, tz, tool_yaw = self.tool
+        hx, hy, hz = self.data.xpos[self.handle].tolist()
+        yaw = body_yaw(self.data.xmat[self.handle])
+        turn = 2 * (yaw - tool_yaw)
+        out[:] = (hx - tx, hy - ty, hz - tz, math.sin(turn), math.cos(turn), yaw, self.opening)
+
+    def _judge(self) -> tuple[bool, str]:
+        left, right = self.touching(self._geom)
+        self._memory.setdefault("start", self.opening)
+        pulled = self.opening > self._memory["start"] + 0.01
+        if left and right:
+            stage = "pull" if pulled else "grasp"
+        else:
+            stage = "slipped" if pulled else "reach"
+        return left and right and self.opening > self.OPEN, stage
+
+
+class PlaceInBinEnv(TabletopEnv):
+    """Pick a 44 mm cube and leave it in a bin with a 72 mm square opening (14 mm clearance a side) and 45 mm walls.
+
+    Cube and bin stand in two fields opposite each other; the cube at any yaw within 45 degrees, the bin within 20. Success: the
+    cube lies on the bin's floor, inside its walls, and the gripper has let go of it.
+    """
+
+    scene: ClassVar[str] = "place_in_bin"
+    instruction: ClassVar[str] = "put the orange cube into the green bin"
+    limit: ClassVar[int] = 100
+    task_names: ClassVar[tuple[str, ...]] = (
+        "cube_from_ee_x", "cube_from_ee_y", "cube_from_ee_z", "cube_turn_sin4", "cube_turn_cos4", "cube_tilt_x", "cube_tilt_y",
+        "bin_from_cube_x", "bin_from_cube_y", "cube_height", "bin_from_ee_x", "bin_from_ee_y", "bin_turn_sin4", "bin_turn_cos4",
+    )  # fmt: skip
+    HALF = 0.022
+    INSIDE = 0.036
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.cube = self.model.body("cube").id
+        self.bin = self.model.body("bin").id
+        self._geom = self.model.geom("cube").id
+        self._adr = int(self.model.joint("cube").qposadr[0])
+        self._mocap = int(self.model.body_mocapid[self.bin])
+
+    def _place(self, rng: np.random.Generator) -> dict[str, float]:
+        x, y = rng.uniform((-0.08, -0.17), (0.08, -0.06)).tolist()
+        bx, by = rng.uniform((-0.05, 0.07), (0.09, 0.17)).tolist()
+        yaw, bin_yaw = float(rng.uniform(-0.78, 0.78)), float(rng.uniform(-0.35, 0.35))
+        self.data.qpos[self._adr : self._adr + 7] = [x, y, self.HALF, *yaw_quaternion(yaw)]
+        self.data.mocap_pos[self._mocap] = bx, by, 0.0
+        self.data.mocap_quat[self._mocap] = yaw_quaternion(bin_yaw)
+        return {"cube_x": x, "cube_y": y, "cube_yaw": yaw, "bin_x": bx, "bin_y": by, "bin_yaw": bin_yaw}
+
+    def bin_pose(self) -> tuple[float, float, float]:
+        """x, y (m) and yaw (rad) of the bin."""
+        x, y, _ = self.data.xpos[self.bin].tolist()
+        return x, y, body_yaw(self.data.xmat[self.bin])
+
+    def _observe_task(self, out: np.ndarray) -> None:
+        tx, ty, tz, tool_yaw = self.tool
+        cx, cy, cz = self.data.xpos[self.cube].tolist()
+        rotation = self.data.xmat[self.cube]
+        bx, by, bin_yaw = self.bin_pose()
+        yaw = body_yaw(rotation)
+        turn, bin_turn = 4 * (yaw - tool_yaw), 4 * (bin_yaw - yaw)
+        out[:] = (
+            cx - tx, cy - ty, cz - tz, math.sin(turn), math.cos(turn), rotation[2], rotation[5],
+            bx - cx, by - cy, cz, bx - tx, by - ty, math.sin(bin_turn), math.cos(bin_turn),
+        )  # fmt: skip
+
+    def _judge(self) -> tuple[bool, str]:
+        bx, by, bin_yaw = self.bin_pose()
+        x, y, z = self.data.xpos[self.cube].tolist()
+        c, s = math.cos(bin_yaw), math.sin(bin_yaw)
+        u, v = c * (x - bx) + s * (y - by), c * (y - by) - s * (x - bx)
+        inside = max(abs(u), abs(v)) < self.INSIDE and z < self.HALF + 0.012
+        left, right = self.touching(self._geom)
+        if inside:
+            stage = "release"
+        elif left and right:
+            stage = "grasp" if z < self.HALF + 0.01 else "align" if math.hypot(u, v) < 0.03 else "transport"
+        else:
+            stage = "dropped" if self._memory.get("carried") else "reach"
+        if stage in ("transport", "align"):
+            self._memory["carried"] = 1.0
+        return inside and not left and not right, stage
+
+
 TASKS: dict[str, type[TabletopEnv]] = {
     "tabletop/Lift": LiftEnv,
     "tabletop/PegInsertion": PegInsertionEnv,
+    "tabletop/Drawer": DrawerEnv,
+    "tabletop/PlaceInBin": PlaceInBinEnv,
 }
-__all__ = ["TASKS", "LiftEnv", "PegInsertionEnv", "Workspace", "wrap"]
