@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import weakref
@@ -34,8 +35,6 @@ class OffscreenCamera:
         self._max_geom = max_geom
         self._renderers: dict[tuple[int, int, int], Any] = {}
         self._lock = threading.Lock()
-        # contexts must go before the GL library is shut down at exit, or their destructors complain
-        self._finalizer = weakref.finalize(self, _close_all, self._renderers)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,6 +87,7 @@ class OffscreenCamera:
                 mujoco.mjv_defaultFreeCamera(self._model, free)
                 self._free_camera(free)
             found = self._renderers[key] = (renderer, option, free)
+            _close_at_exit(self)
         return found
 
     def close(self) -> None:
@@ -100,3 +100,14 @@ def _close_all(renderers: dict[tuple[int, int, int], Any]) -> None:
         _, (renderer, _, _) = renderers.popitem()
         with contextlib.suppress(Exception):  # a context whose thread is gone may already be gone
             renderer.close()
+
+
+_alive: weakref.WeakSet[OffscreenCamera] = weakref.WeakSet()
+
+
+def _close_at_exit(camera: OffscreenCamera) -> None:
+    # Contexts must go before the GL library is shut down, or their destructors complain. That library registered its own
+    # shutdown when the first context was made, and exit handlers run backwards: registering now is early enough.
+    if not _alive:
+        atexit.register(lambda: [c.close() for c in list(_alive)])
+    _alive.add(camera)
