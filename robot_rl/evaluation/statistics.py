@@ -79,7 +79,9 @@ class SuccessRate:
         return cls(int(successes), int(n), interval, method, confidence)
 
     @classmethod
-    def of_outcomes(cls, outcomes: Sequence[Outcome | bool], method: Method = "wilson", confidence: float = 0.95) -> SuccessRate:
+    def of_outcomes(
+        cls, outcomes: Sequence[Outcome | bool], method: Method = "wilson", confidence: float = 0.95
+    ) -> SuccessRate:
         wins = sum(o.success if isinstance(o, Outcome) else bool(o) for o in outcomes)
         return cls.of(wins, len(outcomes), method, confidence)
 
@@ -217,7 +219,9 @@ def hierarchical_bootstrap(
     groups = list(outcomes_by_seed.values()) if isinstance(outcomes_by_seed, Mapping) else list(outcomes_by_seed)
     arrays = [np.asarray(g, np.float64) for g in groups]
     if not arrays or any(a.ndim != 1 or len(a) == 0 for a in arrays):
-        raise ValueError(f"hierarchical bootstrap of {len(arrays)} seeds: accepted is at least one seed with at least one episode")
+        raise ValueError(
+            f"hierarchical bootstrap of {len(arrays)} seeds: accepted is at least one seed with at least one episode"
+        )
     rng = np.random.default_rng(0) if rng is None else rng
     drawn = rng.integers(len(arrays), size=(samples, len(arrays)))
     means = np.empty(drawn.shape)
