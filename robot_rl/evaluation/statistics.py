@@ -36,9 +36,9 @@ from robot_rl.runtime.bounds import (
 )
 
 __all__ = [
-    "Interval", "Outcome", "PairedComparison", "SuccessRate", "beta_cdf", "beta_quantile", "check_counts", "confidence_sequence",
-    "hierarchical_bootstrap", "holm", "jeffreys", "log_evidence_against", "mcnemar_exact", "newcombe_difference",
-    "normal_quantile", "paired_comparison", "required_n", "required_n_difference", "wilson",
+    "Interval", "Outcome", "PairedComparison", "SuccessRate", "beta_cdf", "beta_quantile", "check_counts",
+    "confidence_sequence", "hierarchical_bootstrap", "holm", "jeffreys", "log_evidence_against", "mcnemar_exact",
+    "newcombe_difference", "normal_quantile", "paired_comparison", "required_n", "required_n_difference", "wilson",
 ]  # fmt: skip
 
 Method = Literal["wilson", "jeffreys", "sequence"]

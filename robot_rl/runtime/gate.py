@@ -248,7 +248,7 @@ class PromotionGate:
         return min(self.config.share_max, self.config.margin / self.p_ref)
 
     def assign(self, uniform: float) -> tuple[int, str]:
-        """Version and mode of the next real episode, from a uniform draw in [0, 1): the candidate with probability ``share``."""
+        """Version and mode of the next real episode, from a uniform draw: the candidate with probability ``share``."""
         if not 0.0 <= uniform < 1.0:
             raise ValueError(f"uniform={uniform}: accepted are numbers in [0, 1)")
         if self._probation is not None and uniform < self.share:
@@ -453,9 +453,10 @@ class PromotionGate:
             left = [r for r in self._records.values() if r.state == "promoted"]
             best = max(left, key=lambda r: (self._total_bound(r).low, r.version), default=None)
             self._acting = (best.version, best.mode) if best else None
+        wins, n = record.acting_successes, record.acting_n
         return [
             GateEvent(
-                "rolled_back", record.version, record.mode, record.acting_successes, record.acting_n, interval.low, interval.high,
+                "rolled_back", record.version, record.mode, wins, n, interval.low, interval.high,
                 self.p_ref, self.threshold, self.acting, self.acting_mode, reason,
             )
         ]  # fmt: skip
