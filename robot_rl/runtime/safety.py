@@ -473,36 +473,36 @@ class SafetyFilter:
         hz, dt = self._hz, self._dt
         eased, caught = [], True
         for i, w in enumerate(wish):
-            A, J, v = self._A[i], self._J[i], self._speed[i]
-            if not self._delta[i] and (A != inf or J != inf):
+            a_max, j_max, v = self._A[i], self._J[i], self._speed[i]
+            if not self._delta[i] and (a_max != inf or j_max != inf):
                 u = 0.0 if hold else (target[i] - self._wished[i]) * hz
                 if not self._back[i] <= u <= self._top[i]:
                     u = 0.0  # a jump has no speed
                 behind = target[i] - self._last[i] - u * dt
                 size = abs(behind)
-                slope = A
-                if J != inf:  # braking builds up at the jerk limit: plan with what it can reach in the distance, with room
-                    slope = 0.5 * min(A, max(J * dt, (J * J * size) ** (1 / 3)))
+                slope = a_max
+                if j_max != inf:  # braking builds up at the jerk limit: plan with what it can reach in the distance, with room
+                    slope = 0.5 * min(a_max, max(j_max * dt, (j_max * j_max * size) ** (1 / 3)))
                 pace = highest_start(size, slope, dt)
-                if J != inf:
-                    pace = min(pace, size * min(hz, J / (2 * slope)) if slope else 0.0)
-                caught = caught and size <= min(slope * dt * dt / 2, J * dt**3 / 3)
+                if j_max != inf:
+                    pace = min(pace, size * min(hz, j_max / (2 * slope)) if slope else 0.0)
+                caught = caught and size <= min(slope * dt * dt / 2, j_max * dt**3 / 3)
                 w = u + (pace if behind > 0 else -pace)
-            if J != inf:
+            if j_max != inf:
                 gap = w - v
-                caught = caught and abs(wish[i] - v) <= J * dt * dt
-                w = v + highest_start(abs(gap), J, dt) * dt * (1 if gap > 0 else -1)
+                caught = caught and abs(wish[i] - v) <= j_max * dt * dt
+                w = v + highest_start(abs(gap), j_max, dt) * dt * (1 if gap > 0 else -1)
             eased.append(w)
         return eased, caught
 
     def _can_stop(self, i: int, v: float, a: float) -> bool:
         """Whether dimension ``i``, moving on at (v, a), can still respect its velocity and position limits."""
-        A, J, dt = self._A[i], self._J[i], self._dt
-        if J != inf and a != 0.0:
+        a_max, j_max, dt = self._A[i], self._J[i], self._dt
+        if j_max != inf and a != 0.0:
             room = self._top[i] - v if a > 0 else v - self._back[i]
-            if room != inf and abs(a) > highest_start(room + abs(a) * dt, J, dt) * (1 + _SLACK) + 1e-12:
+            if room != inf and abs(a) > highest_start(room + abs(a) * dt, j_max, dt) * (1 + _SLACK) + 1e-12:
                 return False
-        if self._delta[i] or (A == inf and J == inf):
+        if self._delta[i] or (a_max == inf and j_max == inf):
             return True
         x = self._last[i] + v * dt
         low, high = self._bounds(i)
@@ -510,10 +510,10 @@ class SafetyFilter:
         if below >= self._room[i] and above >= self._room[i]:
             return True
         tiny = 1e-9 * (1.0 + abs(x))
-        if J == inf:
+        if j_max == inf:
             ahead = above if v > 0 else below
-            return distance_to_stop(abs(v), A, dt) - abs(v) * dt <= ahead + tiny
-        backward, forward = braking_extent(v, a, A, J, dt)
+            return distance_to_stop(abs(v), a_max, dt) - abs(v) * dt <= ahead + tiny
+        backward, forward = braking_extent(v, a, a_max, j_max, dt)
         return -backward <= below + tiny and forward <= above + tiny
 
     def _bounds(self, i: int) -> tuple[float, float]:
@@ -524,27 +524,27 @@ class SafetyFilter:
 
     def _interval(self, i: int) -> tuple[float, float]:
         """Speeds of the next step that respect every limit of dimension ``i`` but the position limits under jerk."""
-        A, J, dt = self._A[i], self._J[i], self._dt
+        a_max, j_max, dt = self._A[i], self._J[i], self._dt
         v, a = self._speed[i], self._acceleration[i]
         low, high = self._back[i], self._top[i]
-        if A == inf and J == inf:
+        if a_max == inf and j_max == inf:
             return low, high
-        a_low, a_high = -A, A
-        if J != inf:
-            a_low, a_high = max(a_low, a - J * dt), min(a_high, a + J * dt)
+        a_low, a_high = -a_max, a_max
+        if j_max != inf:
+            a_low, a_high = max(a_low, a - j_max * dt), min(a_high, a + j_max * dt)
             if low != -inf:
-                a_low = max(a_low, -highest_start(v - low, J, dt))
+                a_low = max(a_low, -highest_start(v - low, j_max, dt))
             if high != inf:
-                a_high = min(a_high, highest_start(high - v, J, dt))
+                a_high = min(a_high, highest_start(high - v, j_max, dt))
             if a_low > a_high:  # rounding, or a start outside the limits: brake
-                a_low = a_high = brake(v, a, A, J, dt)
+                a_low = a_high = brake(v, a, a_max, j_max, dt)
             return v + a_low * dt, v + a_high * dt
-        low, high = max(low, v - A * dt), min(high, v + A * dt)
+        low, high = max(low, v - a_max * dt), min(high, v + a_max * dt)
         if not self._delta[i]:
-            up = highest_start(self._high[i] - self._last[i], A, dt)
-            down = highest_start(self._last[i] - self._low[i], A, dt)
+            up = highest_start(self._high[i] - self._last[i], a_max, dt)
+            down = highest_start(self._last[i] - self._low[i], a_max, dt)
             # Beyond a limit already: brake as hard as allowed, never harder.
-            high, low = max(min(high, up), v - A * dt), min(max(low, -down), v + A * dt)
+            high, low = max(min(high, up), v - a_max * dt), min(max(low, -down), v + a_max * dt)
         return (low, high) if low <= high else (0.5 * (low + high),) * 2
 
     def _legal(self, wish: list[float]) -> list[float]:
