@@ -48,6 +48,7 @@ class SafetyFlag(IntFlag):
     STALE_OPERATOR = 256
     WATCHDOG = 512
     CHUNK_RATE = 1024
+    GRIPPER_RATE = 2048  # opened and closed more often than allowed
 
 
 class Stratum(str, Enum):
