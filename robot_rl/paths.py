@@ -7,7 +7,9 @@ the prefix the package lies in; ``sys.prefix``. Only a folder that really holds 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import site
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ def _candidates() -> Iterator[Path]:
         yield Path(given)
     package = Path(__file__).resolve().parent
     yield package.parent
-    # An installed package is preferred to find the data it was installed with: prefix/lib/python3.x/site-packages/robot_rl.
+    # The data this very copy was installed with comes first: it lies in <prefix>/lib/python3.x/site-packages/robot_rl.
     prefixes = [p for p in package.parents if (p / "share" / PACKAGE).is_dir()]
     yield from (p / "share" / PACKAGE for p in prefixes)
     try:
@@ -29,13 +31,9 @@ def _candidates() -> Iterator[Path]:
     except ImportError:
         pass
     else:
-        try:
+        with contextlib.suppress(PackageNotFoundError, OSError):
             yield Path(get_package_share_directory(PACKAGE))
-        except (PackageNotFoundError, OSError):
-            pass
     yield Path(sys.prefix) / "share" / PACKAGE
-    import site
-
     yield Path(site.getuserbase()) / "share" / PACKAGE
 
 

@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot_rl import config as cfg
+from robot_rl.config.decoding import decode_value
+from robot_rl.config.schema import members_of
+from robot_rl.config.text import Text
 
 
 class Mode(str, Enum):
@@ -117,9 +120,9 @@ def test_post_init_errors_carry_their_path():
 )  # fmt: skip
 def test_scalars(tp, value, expected):
     found: list[cfg.Finding] = []
-    given = value if not isinstance(value, str) else cfg._Text(value)
-    result = cfg._decode(tp, given, "k", found, MISSING)
-    if expected is None and type(None) not in cfg._members(tp):
+    given = value if not isinstance(value, str) else Text(value)
+    result = decode_value(tp, given, "k", found, MISSING)
+    if expected is None and type(None) not in members_of(tp):
         assert len(found) == 1
     else:
         assert not found
