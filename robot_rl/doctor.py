@@ -22,6 +22,7 @@ from typing import Literal
 
 ACCEPTED_PYTHON = ((3, 10), (3, 11), (3, 12))
 CV2_PROVIDERS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
+CV2_WANTED = "opencv-python-headless==4.11.0.86"
 GL_PACKAGES = {"egl": "libegl1 libgl1 libgles2", "osmesa": "libosmesa6 libgl1", "glfw": "libgl1 libglfw3"}
 RENDER = """
 import time
@@ -117,13 +118,13 @@ def check_cv2() -> Iterator[Finding]:
     found = {name: version for name in CV2_PROVIDERS if (version := _version(name))}
     listed = ", ".join(f"{n} {v}" for n, v in found.items())
     if len(set(found.values())) > 1:
-        fix = f"{sys.executable} -m pip uninstall -y {' '.join(found)} && {sys.executable} -m pip install opencv-python-headless==4.11.0.86"
+        pip = f"{sys.executable} -m pip"
+        fix = f"{pip} uninstall -y {' '.join(found)} && {pip} install {CV2_WANTED}"
         yield Finding("error", "cv2", f"several providers of cv2 wrote over one another: {listed}", fix)
     elif found:
         yield Finding("ok", "cv2", listed)
     else:
-        fix = f"{sys.executable} -m pip install opencv-python-headless==4.11.0.86"
-        yield Finding("error", "cv2", "no package provides cv2", fix)
+        yield Finding("error", "cv2", "no package provides cv2", f"{sys.executable} -m pip install {CV2_WANTED}")
 
 
 def check_torch() -> Iterator[Finding]:
@@ -191,9 +192,8 @@ def check_ros() -> Iterator[Finding]:
         spec = importlib.util.find_spec("rclpy")
     except (ImportError, ValueError):
         spec = None
-    wheels = sorted(
-        d.name for d in importlib.metadata.distributions() if (d.name or "").startswith("ros-") and "rclpy" in d.name
-    )
+    installed = (d.name or "" for d in importlib.metadata.distributions())
+    wheels = sorted({name for name in installed if name.startswith("ros-") and name.endswith("rclpy")})
     if spec is None or spec.origin is None:
         if prefixes:
             version = ".".join(map(str, sys.version_info[:2]))
@@ -209,8 +209,8 @@ def check_ros() -> Iterator[Finding]:
     sourced = next((p for p in prefixes if _provides_rclpy(Path(p))), None)
     from_sourced = sourced is not None and origin.is_relative_to(Path(sourced).resolve())
     if wheels and sourced:
-        text = f"ROS twice: wheels ({', '.join(wheels)}) and a sourced {sourced}; rclpy comes from {origin.parent}. Libraries would mix"
-        fix = f"{sys.executable} -m pip uninstall -y {' '.join(wheels)}   # or start a shell in which no ROS setup file is sourced"
+        text = f"two ROS that would mix: wheels ({', '.join(wheels)}) and the sourced {sourced}; rclpy is from {origin.parent}"
+        fix = f"start a shell that sources no ROS setup file, or: {sys.executable} -m pip uninstall -y {' '.join(wheels)}"
         yield Finding("error", "ros", text, fix)
         return
     if sourced and not from_sourced:
@@ -305,9 +305,7 @@ def check_cpu() -> Iterator[Finding]:
     except (ValueError, OSError):
         return
     if memory < 4:
-        yield Finding(
-            "warn", "memory", f"{memory:.1f} GiB of memory; training wants 4", "lower --replay.capacity and worker counts"
-        )
+        yield Finding("warn", "memory", f"{memory:.1f} GiB; training wants 4", "lower the replay capacity and worker counts")
     else:
         yield Finding("ok", "memory", f"{memory:.1f} GiB of memory")
 

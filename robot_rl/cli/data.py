@@ -45,10 +45,10 @@ def import_(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     options = importers.parse_option_strings(arguments.option)
     source = importers.open_dataset(arguments.path, arguments.format, **options).describe()
-    with open_or_create(arguments.store, source.observation_features, source.action) as store:
-        with _display(arguments) as progress:
-            count = _counter(progress, "import")
-            result = importers.import_into(store, arguments.path, arguments.format, progress=count, **options)
+    opened = open_or_create(arguments.store, source.observation_features, source.action)
+    with opened as store, _display(arguments) as progress:
+        count = _counter(progress, "import")
+        result = importers.import_into(store, arguments.path, arguments.format, progress=count, **options)
     emit(result, arguments.json)
     return OK
 

@@ -9,7 +9,7 @@ import sys
 import traceback
 from typing import Any
 
-from robot_rl.cli.progress import _finite
+from robot_rl.cli.progress import finite
 from robot_rl.config import ConfigError
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -30,7 +30,7 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(v) for v in value]
-    return _finite(value)
+    return finite(value)
 
 
 def emit(result: Any, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from types import TracebackType
@@ -109,7 +110,7 @@ class ProgressDisplay:
 
     def event(self, event: str, **values: Any) -> None:
         """One JSON line; numbers that are not finite become null."""
-        self._write(json.dumps(_finite({"event": event, **values}), default=str))
+        self._write(json.dumps(finite({"event": event, **values}), default=str))
 
     # -------------------------------------------------------------------------------------------------------- showing
 
@@ -188,13 +189,13 @@ class ProgressDisplay:
         self.stream.flush()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if hasattr(value, "item") and not hasattr(value, "__len__"):
         value = value.item()  # a numpy or torch scalar
-    if isinstance(value, float) and not (value - value == 0.0):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

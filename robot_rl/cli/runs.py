@@ -125,15 +125,15 @@ def collect(arguments: Sequence[str]) -> int:
     env = make_env(config.env_id, **config.env_options)
     spec = env.spec
     env.close()
-    with open_or_create(flags.values["--store"], spec.observation_features, spec.action) as store:
-        with ProgressDisplay(flags.mode) as progress:
-            progress.start("collect", config.episodes)
+    opened = open_or_create(flags.values["--store"], spec.observation_features, spec.action)
+    with opened as store, ProgressDisplay(flags.mode) as progress:
+        progress.start("collect", config.episodes)
 
-            def report_attempt(written: int, attempts: int, successes: int) -> None:
-                progress.advance(written - progress.done)
-                progress.status(success=successes / max(attempts, 1), attempts=attempts)
+        def report_attempt(written: int, attempts: int, successes: int) -> None:
+            progress.advance(written - progress.done)
+            progress.status(success=successes / max(attempts, 1), attempts=attempts)
 
-            result = demonstrate(config, store, report_attempt)
+        result = demonstrate(config, store, report_attempt)
     emit(result, flags.json)
     return OK
 
