@@ -1,0 +1,120 @@
+"""Verbs over episode stores and this machine: ``import``, ``export``, ``store``, ``doctor``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from robot_rl.cli.output import FAILED, OK, emit
+from robot_rl.cli.progress import ProgressDisplay
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(f"robot-rl {verb}", description=description, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="JSON lines on standard output")
+    return parser
+
+
+def _display(arguments: argparse.Namespace) -> ProgressDisplay:
+    return ProgressDisplay("json" if arguments.json else "auto")
+
+
+def _counter(progress: ProgressDisplay, stage: str) -> Any:
+    def count(done: int, total: int) -> None:
+        if progress.stage != stage:
+            progress.start(stage, total)
+        progress.advance(done - progress.done)
+
+    return count
+
+
+def _listing(formats: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {summary}" for name, summary in formats.items())
+
+
+def import_(argv: Sequence[str]) -> int:
+    from robot_rl.cli.runs import open_or_create
+    from robot_rl.replay import importers
+
+    parser = _parser("import", "Read a recording into an episode store (made when it is not there).")
+    parser.add_argument("path", help="file or folder of the recording")
+    parser.add_argument("store", help="folder of the episode store")
+    parser.add_argument("--format", default="auto", help=f"auto, or one of: {_listing(importers.formats())}".replace("%", "%%"))
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the format")
+    arguments = parser.parse_args(argv)
+    options = importers.parse_option_strings(arguments.option)
+    source = importers.open_dataset(arguments.path, arguments.format, **options).describe()
+    opened = open_or_create(arguments.store, source.observation_features, source.action)
+    with opened as store, _display(arguments) as progress:
+        count = _counter(progress, "import")
+        result = importers.import_into(store, arguments.path, arguments.format, progress=count, **options)
+    emit(result, arguments.json)
+    return OK
+
+
+def export(argv: Sequence[str]) -> int:
+    from robot_rl.replay import EpisodeStore, exporters
+    from robot_rl.replay.importers import parse_option_strings
+
+    parser = _parser("export", "Write episodes of a store in another format.")
+    parser.add_argument("store", help="folder of the episode store")
+    parser.add_argument("path", help="file or folder to write")
+    parser.add_argument("--format", default="lerobot_v3", help=f"one of: {_listing(exporters.formats())}".replace("%", "%%"))
+    parser.add_argument("--episodes", default="", metavar="ID,ID", help="only these episodes")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the format")
+    arguments = parser.parse_args(argv)
+    wanted = [e for e in arguments.episodes.split(",") if e] or None
+    options = parse_option_strings(arguments.option)
+    with EpisodeStore.open(arguments.store) as store, _display(arguments) as progress:
+        count = _counter(progress, "export")
+        result = exporters.export_from(store, arguments.path, arguments.format, episode_ids=wanted, progress=count, **options)
+    emit(result, arguments.json)
+    return OK
+
+
+def store(argv: Sequence[str]) -> int:
+    from robot_rl.replay import maintenance
+
+    parser = _parser("store", "Look after an episode store.")
+    verbs = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (
+        ("ls", "one line an episode"),
+        ("show", "everything known about one episode"),
+        ("verify", "read every episode and check it; exit code 1 when something is damaged"),
+        ("recover", "commit what dead writers left behind, as truncated episodes"),
+        ("gc", "remove leftovers that no episode and no running writer needs"),
+    ):
+        action = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action.add_argument("store", help="folder of the episode store")
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="JSON on standard output")
+        if name == "show":
+            action.add_argument("episode", help="episode id")
+        if name == "gc":
+            action.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    arguments = parser.parse_args(argv)
+    path = arguments.store
+    if arguments.action == "show":
+        result = maintenance.show(path, arguments.episode)
+    elif arguments.action == "gc":
+        result = maintenance.collect_garbage(path, dry_run=arguments.dry_run)
+    else:
+        actions = {"ls": maintenance.list_episodes, "verify": maintenance.verify, "recover": maintenance.recover}
+        result = actions[arguments.action](path)
+    emit(result, arguments.json)
+    return OK if getattr(result, "ok", True) else FAILED
+
+
+def doctor(argv: Sequence[str]) -> int:
+    from robot_rl import doctor as doctor_
+
+    parser = _parser("doctor", "Check this machine: Python, packages, CUDA, GL, ROS, disk.")
+    parser.add_argument("--fix", action="store_true", help="carry out the fixes that need no rights (links for ros2 run)")
+    parser.add_argument("--path", default=".", help="where runs will be written (disk checks)")
+    arguments = parser.parse_args(argv)
+    findings = doctor_.examine(arguments.path, fix=arguments.fix)
+    if arguments.json:
+        emit({"findings": findings, "ok": not any(f.level == "error" for f in findings)}, True)
+    else:
+        print(doctor_.render(findings))
+    return FAILED if any(f.level == "error" for f in findings) else OK

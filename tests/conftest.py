@@ -1,0 +1,38 @@
+"""What every test shares: one thread a process, a renderer that works without a display, and where real recordings lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Before anything imports numpy, torch or mujoco: test workers share the cores, and there may be no display.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+from robot_rl.doctor import choose_gl  # noqa: E402
+
+choose_gl()
+
+# A slow machine must not fail a property, and a failure must come back on the next run.
+settings.register_profile("robot_rl", deadline=None, derandomize=True)
+settings.load_profile("robot_rl")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real recordings: ``$ROBOT_RL_DATA``, else ``../shared/data`` beside the checkout; tests skip where there are none."""
+    folder = Path(os.environ.get("ROBOT_RL_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no recordings at {folder}; set ROBOT_RL_DATA")
+    return folder
