@@ -7,6 +7,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from robot_rl.replay.buffer import WindowBatch
+
+EPISODE_RETURN = "episode_return"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -19,6 +23,7 @@ class Batch:
         weight: (B,) 0 for windows that must not be trained on.
         noise: (B, H_w, A_w) what entered the sampler at a decision start, or None.
         action_base: (B, n, A) the base's rows at a decision start, or None.
+        episode_return: (B,) discounted return from the window's start to the end of its episode, or None.
     """
 
     conditioning: Tensor
@@ -29,9 +34,11 @@ class Batch:
     weight: Tensor
     noise: Tensor | None = None
     action_base: Tensor | None = None
+    episode_return: Tensor | None = None
 
     @classmethod
-    def from_windows(cls, windows: object, device: torch.device | str = "cpu") -> Batch:
-        """From a :class:`robot_rl.replay.buffer.WindowBatch` (numpy arrays of the same names)."""
-        arrays = {f.name: getattr(windows, f.name) for f in fields(cls)}
+    def from_windows(cls, windows: WindowBatch, device: torch.device | str = "cpu") -> Batch:
+        """From what :meth:`ReplayBuffer.sample` draws; ``episode_return`` is the buffer's extra of that name."""
+        arrays = {f.name: getattr(windows, f.name) for f in fields(cls) if f.name != EPISODE_RETURN}
+        arrays[EPISODE_RETURN] = windows.extra.get(EPISODE_RETURN)
         return cls(**{k: None if v is None else torch.from_numpy(v).to(device, non_blocking=True) for k, v in arrays.items()})

@@ -74,6 +74,23 @@ class OffPolicyLearner:
         self.actor_updates += actor_step
         return metrics
 
+    def pretrain(self, batch: Batch) -> Metrics:
+        """One regression step of the critic on Monte-Carlo returns, before temporal differences take over (PORL's start).
+
+        Bootstrapping alone forgets a wrong initial value only at the rate (1 - gamma^n) tau an update; a regression sets the
+        scale at once. Call :meth:`finish_pretraining` after the last step.
+        """
+        if batch.episode_return is None:
+            raise ValueError("pretrain needs episode returns: build the buffer with the extra feature 'episode_return'")
+        result = self.critic.loss_and_grad(self.objective.critic_input(batch), batch.episode_return, batch.weight)
+        self.optimizer.step()
+        metrics = {"critic/pretrain_loss": result.loss, "critic/q": result.q.mean()}
+        return metrics | self.objective.improve(batch, self.critic, False)
+
+    def finish_pretraining(self) -> None:
+        """The target becomes the regressed critic."""
+        self.target.flat.copy_(self.critic.flat)
+
     def check_finite(self) -> None:
         """Raises FloatingPointError naming the first vector of parameters that holds a NaN or an infinity."""
         for name, flat in (("critic", self.critic.flat), ("head", self.head.actor.flat)):

@@ -62,8 +62,9 @@ class ChunkDataset:
             t = np.arange(len(episode))[:, None]
             stacks.append(first_observation + np.maximum(t + np.arange(1 - n_obs, 1), 0))
             chunks.append(first_action + t + np.arange(horizon))
-            tail = np.where(action.delta_mask, 0.0, episode.action[-1]).astype(np.float32)
-            actions.append(np.concatenate([episode.action, np.repeat(tail[None], horizon, 0)]))
+            executed = np.clip(episode.action, action.low, action.high).astype(np.float32)
+            tail = np.where(action.delta_mask, 0.0, executed[-1]).astype(np.float32)
+            actions.append(np.concatenate([executed, np.repeat(tail[None], horizon, 0)]))
             first_observation += len(episode) + 1
             first_action += len(actions[-1])
         self.observations = {
@@ -102,7 +103,7 @@ def clone(
         raise ValueError("clone: no episodes given; behaviour cloning needs at least one")
     torch.manual_seed(config.seed)  # parameter initialisation draws from the global generator
     generator = torch.Generator(device).manual_seed(config.seed)
-    normalizer = Normalizer.fit(episodes, features, action_quantile=config.action_quantile)
+    normalizer = Normalizer.fit(episodes, features, action, action_quantile=config.action_quantile)
     policy = build_policy(config.policy, features, action, normalizer).to(device)
     average = deepcopy(policy)
     data = ChunkDataset(episodes, features, action, config.policy.horizon, config.policy.n_obs_steps)

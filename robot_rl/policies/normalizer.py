@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robot_rl.types import Episode, FeatureSpec
+from robot_rl.types import ActionSpec, Episode, FeatureSpec
 
 MIN_STD = 1e-3  # a feature that barely moves in the demonstrations must not be blown up into noise
 OBSERVATION_CLIP = 5.0
@@ -61,10 +61,11 @@ class Normalizer(nn.Module):
         return [name for name, spec in self.features.items() if spec.dtype == "uint8"]
 
     @classmethod
-    def fit(cls, episodes: Iterable[Episode], features: Mapping[str, FeatureSpec], *, action_quantile: float = 0.0) -> Normalizer:
+    def fit(cls, episodes: Iterable[Episode], features: Mapping[str, FeatureSpec], action: ActionSpec, *, action_quantile: float = 0.0) -> Normalizer:
         """Statistics of recorded episodes.
 
         Args:
+            action: recorded actions are clipped to its limits first, because that is what the robot would execute.
             action_quantile: 0 maps the exact minimum and maximum to -1 and 1; 0.01 maps the 1 % and 99 % quantiles,
                 so that one wild recorded command does not squeeze all the others.
         """
@@ -76,7 +77,7 @@ class Normalizer(nn.Module):
             if spec.dtype != "uint8":
                 rows = np.concatenate([e.observations[name] for e in chosen]).astype(np.float64)
                 mean[name], std[name] = rows.mean(0), np.maximum(rows.std(0), MIN_STD)
-        actions = np.concatenate([e.action for e in chosen]).astype(np.float64)
+        actions = np.clip(np.concatenate([e.action for e in chosen]).astype(np.float64), action.low, action.high)
         low, high = np.quantile(actions, [action_quantile, 1.0 - action_quantile], axis=0)
         narrow = (high - low) < 1e-6  # a dimension that never moves: keep its value in the middle of a unit range
         low, high = np.where(narrow, low - 0.5, low), np.where(narrow, high + 0.5, high)

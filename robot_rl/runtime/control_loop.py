@@ -24,7 +24,7 @@ import numpy as np
 
 from robot_rl.runtime.acting import DecisionRequest
 from robot_rl.runtime.chunk_scheduler import ChunkScheduler
-from robot_rl.runtime.safety import SafetyFilter
+from robot_rl.runtime.safety import SafetyFilter, SafetyLevel
 from robot_rl.types import ActionSpec, Decision, Episode, Observation, SafetyFlag, Source, Step
 
 
@@ -154,7 +154,7 @@ class ControlLoop:
             choice.command, now_ns=now, observation_stamp_ns=self._observation_stamp,
             operator_stamp_ns=choice.operator_stamp_ns, chunk_started=row is not None and row.chunk_started,
         )  # fmt: skip
-        if result.replaced:
+        if result.level >= SafetyLevel.HOLD:
             source = Source.SAFETY
         command = result.command.astype(np.float32)
         self._last = command

@@ -117,7 +117,8 @@ class ScheduleConfig:
         env_steps: training steps after which the run ends whatever it has reached.
         round_episodes: episodes played between two blocks of updates.
         warmup_steps: environment steps the base plays before the first update.
-        warmup_updates: critic updates (the target follows the base) before the first actor update.
+        return_updates: critic regressions on Monte-Carlo returns that start the warm-up.
+        warmup_updates: critic updates by temporal difference (the target follows the base) before the first actor update.
         updates_per_step: gradient updates an environment step.
         batch_size: windows an update.
         demo_ratio, demo_ratio_end, demo_ratio_steps: share of demonstrations in every batch, falling linearly.
@@ -131,7 +132,8 @@ class ScheduleConfig:
     env_steps: int = 100_000
     round_episodes: int = 16
     warmup_steps: int = 5_000
-    warmup_updates: int = 2_000
+    return_updates: int = 1_000
+    warmup_updates: int = 1_000
     updates_per_step: float = 0.5
     batch_size: int = 256
     demo_ratio: float = 0.25
@@ -145,7 +147,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "env_steps", "round_episodes", "batch_size", "replay_capacity", "candidate_every", "evaluate_every")
-        _at_least(self, 0, "warmup_steps", "warmup_updates", "updates_per_step", "checkpoint_every_s")
+        _at_least(self, 0, "warmup_steps", "return_updates", "warmup_updates", "updates_per_step", "checkpoint_every_s")
         _share(self, "demo_ratio", "demo_ratio_end")
         if not self.candidate_modes:
             raise ValueError("candidate_modes=[]: accepted is at least one of explore, eval")
@@ -230,3 +232,48 @@ class PostTrainConfig:
             raise ValueError("learner.algorithm='residual' with head.kind='latent_noise': accepted are dsrl_na, dsrl_sac")
         if self.learner.algorithm == "dsrl_sac" and self.demos.prefill:
             raise ValueError("demos.prefill=true with learner.algorithm='dsrl_sac': demonstrations have no noise; accepted is false")
+
+
+@dataclass(frozen=True)
+class BCRunConfig:
+    """``robot-rl bc``: a base policy from an episode store or a dataset.
+
+    Attributes:
+        data: an episode store, or a recording in a known format (``format``, ``options`` as for ``robot-rl import``).
+        out: folder of the policy.
+        only_successful: leave out episodes that are known to have failed.
+    """
+
+    data: Path = Path("runs/demos")
+    out: Path = Path("runs/base")
+    format: str = "auto"
+    options: dict[str, Any] = field(default_factory=dict)
+    only_successful: bool = False
+    device: str = "auto"
+    bc: BCConfig = field(default_factory=BCConfig)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """``robot-rl eval``: success on fixed seeds, with a Wilson interval.
+
+    Attributes:
+        policy: a run folder (its acting head), or the folder of a base policy.
+        who: with a run folder, ``policy`` is the acting head and ``base`` the frozen base.
+        env: the task; left out, that of the run.
+        seeds: ``evaluation`` or ``final``; ``episodes`` of them from ``offset`` on.
+        out: also write the episodes there, one JSON line each.
+    """
+
+    policy: Path = Path("runs/posttrain")
+    who: Literal["policy", "base"] = "policy"
+    env: EnvConfig | None = None
+    seeds: Literal["evaluation", "final"] = "evaluation"
+    episodes: int = 200
+    offset: int = 0
+    out: Path | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "episodes")
+        _at_least(self, 0, "offset")

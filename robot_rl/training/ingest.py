@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from robot_rl.learners.batch import EPISODE_RETURN
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.types import Episode, Stratum
@@ -50,4 +51,17 @@ def ingest(buffer: ReplayBuffer, episode: Episode, base: BasePolicy, *, stratum:
         return base.normalize_action(torch.from_numpy(values).to(device)).clamp(-1.0, 1.0).cpu().numpy()
 
     chunks = normalized(np.stack([d.chunk for d in episode.decisions])) if episode.decisions else None
-    buffer.add(episode, encode_episode(base, episode, device), normalized(episode.action), chunks=chunks, stratum=stratum)
+    buffer.add(
+        episode, encode_episode(base, episode, device), normalized(episode.action), chunks=chunks, stratum=stratum,
+        extra={EPISODE_RETURN: discounted_returns(episode.reward, buffer.window.gamma)},
+    )  # fmt: skip
+
+
+def discounted_returns(reward: np.ndarray, gamma: float) -> np.ndarray:
+    """(L,) return from every step to the episode's end; unknown (NaN) rewards count as zero here, a regression start only."""
+    returns = np.zeros(len(reward), np.float32)
+    total = 0.0
+    for t in range(len(reward) - 1, -1, -1):
+        total = (0.0 if np.isnan(reward[t]) else float(reward[t])) + gamma * total
+        returns[t] = total
+    return returns

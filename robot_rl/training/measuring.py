@@ -8,7 +8,7 @@ from robot_rl.evaluation.statistics import Interval, wilson
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.sim.rollout import EpisodeOutcome, EpisodePlan, Rollout
 from robot_rl.training.interrupt import Interrupted
-from robot_rl.training.progress import Progress
+from robot_rl.progress import Progress
 
 
 def measure(

@@ -9,6 +9,7 @@ On one machine a resumed run gives the numbers of one that was never interrupted
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 
 from robot_rl import seeding
 from robot_rl.heads.base import Head
-from robot_rl.learners.batch import Batch
+from robot_rl.learners.batch import EPISODE_RETURN, Batch
+from robot_rl.learners.objectives import Metrics
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
@@ -33,10 +35,10 @@ from robot_rl.training.config import PostTrainConfig
 from robot_rl.training.ingest import ingest
 from robot_rl.training.interrupt import InterruptFlag, Interrupted
 from robot_rl.training.measuring import measure, success_interval
-from robot_rl.training.progress import Progress
+from robot_rl.progress import Progress
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.scalars import ScalarLog
-from robot_rl.types import Episode, Stratum
+from robot_rl.types import Episode, FeatureSpec, Stratum
 
 PHASES = ("collect", "learn", "gate", "evaluate")
 
@@ -112,6 +114,7 @@ class Session:
             delta_mask=spec.action.delta_mask,
             noise_shape=spec.noise_shape if learner.algorithm == "dsrl_sac" else None,
             chunk_horizon=spec.horizon,
+            extra={EPISODE_RETURN: FeatureSpec(())},
         )
 
     def _open_store(self) -> EpisodeStore:
@@ -227,23 +230,29 @@ class Session:
             c.updates_owed = 0.0
             return
         if c.actor_started_at < 0:
-            self.progress.log(f"critic warm-up: {schedule.warmup_updates} updates on {len(self.buffer)} steps")
-            self._update(schedule.warmup_updates, train_actor=False)
+            self.progress.log(
+                f"critic warm-up on {len(self.buffer)} steps: {schedule.return_updates} updates on returns, "
+                f"{schedule.warmup_updates} by temporal difference"
+            )
+            self._train(schedule.return_updates, self.learner.pretrain)
+            if schedule.return_updates:
+                self.learner.finish_pretraining()
+            self._train(schedule.warmup_updates, lambda batch: self.learner.update(batch, train_actor=False))
             c.actor_started_at = c.env_steps
             c.updates_owed = 0.0
             return
         updates = int(c.updates_owed)
         c.updates_owed -= updates
-        self._update(updates, train_actor=True)
+        self._train(updates, self.learner.update)
 
-    def _update(self, updates: int, *, train_actor: bool) -> None:
+    def _train(self, updates: int, update: Callable[[Batch], Metrics]) -> None:
         c, schedule = self.counters, self.config.schedule
         share = schedule.demo_share(c.env_steps) if self.config.demos.prefill else 0.0
         ratios = {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share}
         every = self.config.logging.every_updates
         for _ in range(updates):
             windows = self.buffer.sample(schedule.batch_size, self.rng, ratios)
-            metrics = self.learner.update(Batch.from_windows(windows, self.device), train_actor=train_actor)
+            metrics = update(Batch.from_windows(windows, self.device))
             for name, value in metrics.items():
                 self._metrics.setdefault(name, []).append(value)
             if self.learner.updates % every == 0:
@@ -323,6 +332,10 @@ class Session:
         return self.acting not in self._curve
 
     # ---- logs
+
+    def set_base_curve(self, successes: int, n: int) -> None:
+        """The base's own point on the curve, which needs no second measurement while the base acts."""
+        self._curve[0, "base"] = (successes, n)
 
     def record_evaluation(self, who: str, successes: int, n: int, *, version: int = 0, mode: str = "base") -> None:
         from robot_rl.evaluation.statistics import wilson
