@@ -161,7 +161,9 @@ def read_episode(folder: Path, spec: StoreSpec, keys: Collection[str] | None = N
     for key in wanted:
         if key in attributes["jpeg"]:
             parts = load_arrays(folder, consolidated, [f"{key}.jpeg", f"{key}.jpeg_offsets"])
-            observations[key] = jpeg_decode(*parts.values(), spec.observation_features[key].shape)
+            observations[key] = jpeg_decode(
+                parts[f"{key}.jpeg"], parts[f"{key}.jpeg_offsets"], spec.observation_features[key].shape
+            )
         else:
             observations[key] = load_arrays(folder, consolidated, [key])[key]
     length = attributes["length"]

@@ -58,14 +58,20 @@ def episode_from_log(content: WalContent) -> Episode:
     return assemble(meta, content.spec, column, content.decisions, final)
 
 
-def recover_logs(root: Path, write: Callable[[Episode], None], skip: Collection[str] = ()) -> RecoverReport:
-    """Go through ``wal/``; ``write`` commits one episode. Called under the recovery lock."""
+def recover_logs(
+    root: Path, write: Callable[[Episode], None], *, own: str = "", running: Collection[str] = ()
+) -> RecoverReport:
+    """Go through ``wal/``; ``write`` commits one episode. Called under the recovery lock.
+
+    ``own`` is the caller's writer id and ``running`` the episodes it is still writing.
+    """
     report = RecoverReport()
     for path in sorted((root / "wal").glob("*.wal")):
         name = path.stem
         try:
             header = read_header(path)
-            if name in skip or (header is not None and WriterLock.is_alive(root / "writers", header[0]["writer"])):
+            writer = "" if header is None else header[0]["writer"]
+            if name in running or (writer and writer != own and WriterLock.is_alive(root / "writers", writer)):
                 report.live.append(name)
                 continue
             if (root / "episodes" / name / "zarr.json").exists():

@@ -245,7 +245,15 @@ class EpisodeStore:
             (store() or self)._write(episode)
 
         return EpisodeWriter(
-            meta, self.spec, self.path / "wal", self.path / "tmp", lock.writer_id, self._flusher, finish, self._submit
+            meta,
+            self.spec,
+            self.path / "wal",
+            self.path / "tmp",
+            lock.writer_id,
+            self._flusher,
+            finish,
+            self._submit,
+            self._settle,
         )
 
     def add(self, episode: Episode) -> str:
@@ -262,6 +270,7 @@ class EpisodeStore:
             truncated = episode.truncated.copy()
             truncated[-1] = True
             episode = replace(episode, truncated=truncated)
+        self._settle()
         self._write(episode)
         return episode.meta.episode_id
 
@@ -311,6 +320,11 @@ class EpisodeStore:
             pending[0].exception()
         self._futures = [*running, self._pool.submit(work)]
 
+    def _settle(self) -> None:
+        """Wait for background commits; what they raised stays for :meth:`flush`."""
+        for future in list(self._futures):
+            future.exception()
+
     def flush(self) -> None:
         """Wait for background commits and sync running episodes' logs.
 
@@ -343,10 +357,10 @@ class EpisodeStore:
 
     def recover(self) -> RecoverReport:
         """Turn the logs of dead writers into truncated episodes; live writers' logs are left alone."""
-        self._writable()
+        lock = self._writable()
         active = {w.episode_id for w in self._flusher.active()} if self._flusher else set()
         with locked(self.path / "wal" / ".recover.lock"):
-            return recover_logs(self.path, self._write, skip=active)
+            return recover_logs(self.path, self._write, own=lock.writer_id, running=active)
 
     # ------------------------------------------------------------------ reading
 

@@ -47,8 +47,7 @@ class StoreTailer:
         pending_seconds: float = 600.0,
     ):
         """``keys``: observation features to decode. ``cursors``: :meth:`cursors` of an earlier tailer, to go on from there."""
-        one = isinstance(paths, (str, os.PathLike))
-        self.paths = [Path(p) for p in ([paths] if one else paths)]  # type: ignore[list-item, union-attr]
+        self.paths = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(p) for p in paths]
         self._keys = keys
         given = cursors or {}
         self._cursors = {p: TailCursor.from_json(given[str(p)]) if str(p) in given else TailCursor() for p in self.paths}

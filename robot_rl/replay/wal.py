@@ -65,7 +65,7 @@ class StepRows:
     def _new_block(self) -> None:
         block = np.zeros(self.block_rows, self.dtype)
         self.blocks.append(block)
-        self._bytes = memoryview(block.view(np.uint8)).cast("B")
+        self._bytes = block.view(np.uint8).data.cast("B")
         self._action_views = [block[name] for name in _ACTIONS]
         self._observation_views = [block[field_name] for _, field_name, _, _ in self._features]
         self._row = 0
@@ -141,7 +141,7 @@ class StepRows:
         while first < last:
             block, row = divmod(first, self.block_rows)
             stop = min(self.block_rows, row + last - first)
-            data = memoryview(self.blocks[block].view(np.uint8)).cast("B")
+            data = self.blocks[block].view(np.uint8).data.cast("B")
             for offset in range(row * self.itemsize, stop * self.itemsize, self.itemsize):
                 _HEAD.pack_into(data, offset, size, zlib.crc32(data[offset + 8 : offset + self.itemsize]))
             out.append(data[row * self.itemsize : stop * self.itemsize])
@@ -235,7 +235,7 @@ def read_wal(path: Path) -> WalContent | None:
     dtype = step_dtype(spec)
     size = os.path.getsize(path)
     data = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
-    view = memoryview(data).cast("B")
+    view = data.data.cast("B")
     content = WalContent(header["writer"], meta_from_json(header["meta"]), spec, np.zeros(0, dtype))
     rows: list[int] = []
     while offset + 9 <= size:

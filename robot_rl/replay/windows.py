@@ -104,6 +104,7 @@ def window(episode: EpisodeArrays, t: int, n: int, gamma: float, discount_mode: 
             continue
         action[i] = np.where(episode.delta_mask, 0.0, action[m - 1])
         if episode.chunk is not None and episode.starts is not None and episode.starts[t]:
+            assert episode.decision_id is not None
             proposed = episode.chunk[episode.decision_id[t]]
             if i < len(proposed):
                 action[i] = proposed[i]

@@ -87,13 +87,24 @@ class EpisodeWriter:
     recovers the steps as a truncated episode. One thread may use a writer at a time.
     """
 
-    def __init__(self, meta: EpisodeMeta, spec: StoreSpec, folder: Path, tmp: Path, writer_id: str, flusher: Flusher,
-                 finish: Callable[[Episode], None], submit: Callable[[Callable[[], None]], None]):  # fmt: skip
+    def __init__(
+        self,
+        meta: EpisodeMeta,
+        spec: StoreSpec,
+        folder: Path,
+        tmp: Path,
+        writer_id: str,
+        flusher: Flusher,
+        finish: Callable[[Episode], None],
+        submit: Callable[[Callable[[], None]], None],
+        settle: Callable[[], None],
+    ):
         self.meta = meta
         self._spec = spec
         self._flusher = flusher
         self._finish_episode = finish
         self._submit = submit
+        self._settle = settle
         self._rows = StepRows(spec)
         self._decisions: list[Decision] = []
         self._final: bytes | None = None
@@ -264,6 +275,7 @@ class EpisodeWriter:
             self._state = "committed"
             self._submit(lambda: self._save(episode))
         else:
+            self._settle()  # earlier episodes come earlier in the commit order
             self._save(episode)
         return episode
 
@@ -317,6 +329,8 @@ def assemble(meta: EpisodeMeta, spec: StoreSpec, column: Callable[..., np.ndarra
         rows = column(f"o:{name}", 1)
         rows[-1] = rows[-2] if final is None else final[i]
         observations[name] = rows.astype(feature.dtype, copy=False)
+    # A decision whose first step was never logged has no observation in this episode.
+    decisions = [d for d in decisions if d.step < len(next(iter(observations.values()))) - 1]
     columns = {name: column(name).astype(dtype, copy=False) for name, dtype in Episode.STEP_ARRAYS.items()}
     if not columns["terminated"][-1] and not columns["truncated"][-1]:
         columns["truncated"][-1] = True

@@ -42,10 +42,16 @@ def write(store: EpisodeStore, rng: np.random.Generator, length: int, meta: Epis
             chunks = rng.normal(size=(2, store.spec.chunk_horizon, dim)).astype("f4")
             decision = writer.decide(Decision(t, noise, *chunks, log_prob=float(rng.normal()), explored=bool(t % 8)))
         step = Step(
-            observation(rng, features), rng.uniform(-1, 1, dim).astype("f4"), reward=float(t), decision_id=decision, chunk_row=t % 4,
-            action_human=rng.normal(size=dim) if t % 3 == 0 else None, terminated=terminated and t == length - 1, stamp_ns=1000 + t,
+            observation(rng, features),
+            rng.uniform(-1, 1, dim).astype("f4"),
+            action_human=rng.normal(size=dim) if t % 3 == 0 else None,
+            reward=float(t),
+            terminated=terminated and t == length - 1,
+            decision_id=decision,
+            chunk_row=t % 4,
             weights_version=7,
-        )  # fmt: skip
+            stamp_ns=1000 + t,
+        )
         steps.append(step)
         writer.append(step)
     episode = writer.commit(observation(rng, features), **options) if commit else None

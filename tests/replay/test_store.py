@@ -39,7 +39,9 @@ def test_round_trip(tmp_path: Path, seed, length, state, dtype, image, depth, no
         features["observation.depth"] = FeatureSpec(depth, "float32")
     path = tmp_path / uuid.uuid4().hex
     with new_store(path, observation_features=features, noise_shape=noise, chunk_horizon=4, sync=False) as store:
-        meta = EpisodeMeta("", task="put it there", seed=3, stratum=Stratum.PRIOR, extra={"start": {"x": 0.5}, "list": [1, None]})
+        meta = EpisodeMeta(
+            "", task="put it there", seed=3, stratum=Stratum.PRIOR, extra={"start": {"x": 0.5}, "list": [1, None]}
+        )
         if codec == "add":
             source = EpisodeStore.create(path / "other", **{k: getattr(store.spec, k) for k in (
                 "observation_features", "action", "noise_shape", "chunk_horizon")}, sync=False)  # fmt: skip
@@ -64,8 +66,12 @@ def test_zarr_reads_every_array(tmp_path: Path):
         moving = write(store, rng, 37)[1]
         still = Episode.from_arrays(
             EpisodeMeta("still"),
-            {STATE: np.zeros((24, 5), "f4"), IMAGE: np.repeat(observation(rng)[IMAGE][None], 24, 0)},
+            {
+                STATE: np.zeros((24, 5), "f4"),
+                IMAGE: observation(rng)[IMAGE][None] // 2 + rng.integers(0, 2, (24, 10, 12, 3), np.uint8),
+            },
             np.zeros((23, 3), "f4"),
+            truncated=np.arange(23) == 22,
         )
         store.add(still)
     layouts = set()
@@ -78,8 +84,9 @@ def test_zarr_reads_every_array(tmp_path: Path):
             for key in (STATE, IMAGE):
                 np.testing.assert_array_equal(group[key][:], episode.observations[key])
                 np.testing.assert_array_equal(unconsolidated[key][:], episode.observations[key])
-            for key, name in (("action", "action"), ("reward", "next.reward"), ("truncated", "next.truncated"),
-                              ("action_human", "action_human"), ("decision_id", "decision_id"), ("stamp_ns", "stamp_ns")):  # fmt: skip
+            names = {"reward": "next.reward", "terminated": "next.terminated", "truncated": "next.truncated"}
+            for key in Episode.STEP_ARRAYS:
+                name = names.get(key, key)
                 np.testing.assert_array_equal(group[name][:], getattr(episode, key), name)
             layouts.add(str(group[IMAGE].metadata.codecs[0]))
         assert group.attrs["robot_rl"]["meta"]["episode_id"] == episode.meta.episode_id
@@ -104,7 +111,7 @@ def test_array_rewritten_by_another_tool_is_read(tmp_path: Path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_is_close_and_small(tmp_path: Path, channels: int):
     pytest.importorskip("PIL")
-    y, x = np.mgrid[:64, :80]
+    y, x = np.mgrid[:128, :160]
     frames = np.stack([((np.sin(x / 9 + t / 5) + np.cos(y / 7)) * 60 + 127)[..., None].repeat(channels, -1) for t in range(20)])
     frames = frames.astype(np.uint8)
     features = {IMAGE: FeatureSpec(frames.shape[1:], "uint8")}
@@ -112,7 +119,7 @@ def test_jpeg_is_close_and_small(tmp_path: Path, channels: int):
         episode_id = store.add(Episode.from_arrays(EpisodeMeta(""), {IMAGE: frames}, np.zeros((19, 3))))
         back = store.read(episode_id).observations[IMAGE]
         assert np.abs(back.astype(int) - frames).mean() < 3
-        assert show(store, episode_id)["arrays"][f"{IMAGE}.jpeg"]["shape"][0] < 0.1 * frames.nbytes
+        assert show(store, episode_id)["arrays"][f"{IMAGE}.jpeg"]["shape"][0] < (0.1 if channels == 3 else 0.2) * frames.nbytes
     assert verify(store.path).ok
 
 
@@ -158,7 +165,7 @@ def test_two_writers_at_once(tmp_path: Path):
         thread.join()
     store = EpisodeStore.open(tmp_path / "s")
     order = store.episode_ids()
-    assert sorted(order) == sorted(sum(ids.values(), []))
+    assert sorted(order) == sorted(i for own in ids.values() for i in own)
     for own in ids.values():
         assert [i for i in order if i in own] == own
     assert sorted(store.attributes(i)["sequence"] for i in order) == list(range(1, 31))
@@ -226,7 +233,7 @@ def test_refusals_name_the_key(tmp_path: Path):
     episode = store.read("x")
     episode.meta.episode_id = "y"
     episode.observations[STATE] = episode.observations[STATE][:-1]
-    with pytest.raises(ValueError, match="observation.state has shape"):
+    with pytest.raises(ValueError, match=r"observation\.state has shape"):
         store.add(episode)
     store.close()
     reader = EpisodeStore.open(store.path)
