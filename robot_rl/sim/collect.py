@@ -125,8 +125,8 @@ def collect(config: CollectConfig, store: EpisodeSink, progress: Progress | None
         stream.close()
     if written < config.episodes:
         raise RuntimeError(
-            f"{config.env_id}: {successes} successes in {attempts} attempts with skill={config.skill!r}, noise={config.noise!r}; "
-            f"only_successful needs {config.episodes}. Raise skill, lower noise, or keep the failures"
+            f"{config.env_id}: {successes} successes in {attempts} attempts with skill={config.skill!r}, "
+            f"noise={config.noise!r}; only_successful needs {config.episodes}. Raise skill, lower noise, or keep the failures"
         )
     rate, mean = successes / attempts, steps / written
     wall = time.monotonic() - started

@@ -13,7 +13,7 @@ import signal
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -191,7 +191,9 @@ class VectorEnv(_Vector):
 
 
 class ProcessVectorEnv(_Vector):
-    """Environments in worker processes; for tasks whose steps are mostly Python. Environment ``i`` lives in worker ``i % workers``.
+    """Environments in worker processes; for tasks whose steps are mostly Python.
+
+    Environment ``i`` lives in worker ``i % workers``.
 
     Args:
         factory: builds one environment; must be picklable (a module's function or a ``functools.partial`` of one).
@@ -225,10 +227,11 @@ class ProcessVectorEnv(_Vector):
             self._pipes.append(ours)
             self._processes.append(process)
         try:
-            self.spec = [self._receive(w) for w in range(self.workers)][0]
+            specs = [self._receive(w) for w in range(self.workers)]
         except _RemoteError as error:
             self._stop()
-            raise error.as_local() from error.as_local().__cause__
+            raise error.as_local() from None
+        self.spec = specs[0]
 
     def _place(self, index: int) -> tuple[int, int]:
         return index % self.workers, index // self.workers
@@ -278,10 +281,13 @@ class ProcessVectorEnv(_Vector):
         held = list(range(worker, self.num_envs, self.workers))
         code = "still running" if process.exitcode is None else f"exit code {process.exitcode}"
         self._stop()
-        return RuntimeError(f"environment worker {worker} (pid {process.pid}, environments {held}) {what} ({code}); all were stopped")
+        return RuntimeError(
+            f"environment worker {worker} (pid {process.pid}, environments {held}) {what} ({code}); all were stopped"
+        )
 
     def _reset(self, seeds: dict[int, int]) -> dict[int, ResetResult]:
-        return self._call("reset", seeds)
+        results = self._call("reset", seeds)
+        return {i: results[i] for i in seeds}
 
     def _step(self, indices: list[int], rows: list[np.ndarray]) -> list[StepResult]:
         results = self._call("step", dict(zip(indices, rows, strict=True)))
@@ -324,7 +330,7 @@ class ProcessVectorEnv(_Vector):
 class _RemoteError(Exception):
     """An exception of a worker: its type's name, message and traceback."""
 
-    TYPES = {t.__name__: t for t in (ValueError, RuntimeError, TypeError, ImportError, FileNotFoundError)}
+    TYPES: ClassVar = {t.__name__: t for t in (ValueError, RuntimeError, TypeError, ImportError, FileNotFoundError)}
 
     def as_local(self) -> Exception:
         name, message, trace = self.args

@@ -16,7 +16,11 @@ def scene_path(relative: str) -> Path:
         FileNotFoundError: in none of the places that are searched (the message lists them).
     """
     package = Path(__file__).resolve().parents[2]
-    roots = [package.parent / "sim_assets", package / "sim_assets", Path(sysconfig.get_path("data")) / "share/robot_rl/sim_assets"]
+    roots = [
+        package.parent / "sim_assets",
+        package / "sim_assets",
+        Path(sysconfig.get_path("data")) / "share/robot_rl/sim_assets",
+    ]
     if os.environ.get(ASSETS_VARIABLE):
         roots.insert(0, Path(os.environ[ASSETS_VARIABLE]))
     for root in roots:

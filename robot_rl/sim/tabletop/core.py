@@ -46,7 +46,7 @@ def wrap(angle: float, period: float = 2 * math.pi) -> float:
 class Workspace:
     """Box that the commanded tool position is clipped to (metres, table top at z = 0), and the limits of its yaw (radians)."""
 
-    low: tuple[float, float, float] = (-0.20, -0.26, 0.010)
+    low: tuple[float, float, float] = (-0.20, -0.26, 0.013)  # the pads reach 12 mm below the tool centre
     high: tuple[float, float, float] = (0.20, 0.26, 0.30)
     yaw: tuple[float, float] = (-2.2, 2.2)
 
@@ -77,7 +77,8 @@ class TabletopEnv:
     *commanded* pose, and the gripper's opening in metres. Values beyond ``spec.action``'s limits are clipped; the commanded
     pose stays in ``workspace`` and within 6 cm of the measured one.
 
-    Observation: ``observation.state``, float32, names in ``spec.observation_features``; ``lag_*`` is commanded minus measured pose.
+    Observation: ``observation.state``, float32, names in ``spec.observation_features``; ``lag_*`` is commanded minus measured
+    pose.
     """
 
     scene: ClassVar[str]
@@ -128,7 +129,7 @@ class TabletopEnv:
         self._memory: dict[str, float] = {}
         self._rng = seeding.rng("tabletop", env_id, 0)
 
-    # --- what a task defines -------------------------------------------------------------------------------------------------
+    # --- what a task defines ---
 
     def _place(self, rng: np.random.Generator) -> dict[str, float]:
         """Put the objects down and return ``info["start"]``."""
@@ -147,7 +148,7 @@ class TabletopEnv:
         """(success, stage) after a control step; contacts are those of its last sub-step."""
         raise NotImplementedError
 
-    # --- Environment ---------------------------------------------------------------------------------------------------------
+    # --- Environment ---
 
     def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
         self._rng = seeding.rng("tabletop", self.spec.env_id, int(seed))
@@ -219,7 +220,7 @@ class TabletopEnv:
     def close(self) -> None:
         self._ended = True
 
-    # --- for experts and tasks -------------------------------------------------------------------------------------------------
+    # --- for experts and tasks ---
 
     @property
     def command(self) -> tuple[float, float, float, float, float]:
@@ -249,7 +250,7 @@ class TabletopEnv:
         sides = {self._pads.get(a if b == geom else b) for a, b in self.data.contact.geom.tolist() if geom in (a, b)}
         return "left" in sides, "right" in sides
 
-    # --- inside ----------------------------------------------------------------------------------------------------------------
+    # --- inside ---
 
     def _integrate(self, action: list[float]) -> None:
         x, y, z, yaw = self.tool

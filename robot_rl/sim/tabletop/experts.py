@@ -1,13 +1,17 @@
 """Scripted operators that demonstrate the table-top tasks well, badly, or anything between.
 
-An expert works in phases (reach, grasp, transport ...) on the true state of the simulation and moves the commanded pose with a
-smooth profile. What makes a demonstration human is drawn from the episode's generator and *never from the state*: a style
-(speed, approach arc, grasp height), and per attempt an aim error and possibly one slip (closes too early, lifts before it has
-closed, lets go, does not align). In every state the demonstrations therefore hold both the good and the bad continuation; a policy
-cloned from them has both in its noise, which is what post-training in the noise needs.
+An expert works in phases (reach, grasp, transport ...) on the true state of the simulation and moves the commanded pose
+with a smooth profile. What makes a demonstration human is drawn from the episode's generator and *never from the state*: a
+style (speed, approach arc, grasp height), and per attempt an aim error and possibly one slip (closes too early, lifts before
+it has closed, lets go, does not align). In every state the demonstrations therefore hold both the good and the bad
+continuation; a policy cloned from them has both in its noise, which is what post-training in the noise needs.
 
-``skill`` scales the aim error by ``1 - skill`` and the chance of a slip likewise; ``noise`` is the standard deviation of temporally
-correlated action noise, as a fraction of the action limits.
+``skill`` scales the aim error by ``1 - skill`` and the chance of a slip likewise; ``noise`` is the standard deviation of
+temporally correlated action noise, as a fraction of the action limits.
+
+Measured success over 200 starts:
+
+SKILLTABLE
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ _LIMIT = np.array(ACTION.high[:4])
 
 @dataclass(frozen=True)
 class Attempt:
-    """What goes wrong in one attempt. ``aim`` is metres (3,) and radians in ``turn``; ``slip`` names one mistake or is empty."""
+    """What goes wrong in one attempt: ``aim`` in metres, ``turn`` in radians, ``slip`` names one mistake or is empty."""
 
     aim: tuple[float, float, float]
     turn: float
@@ -96,7 +100,7 @@ class ScriptedExpert:
             motion = motion + self._drift * _LIMIT
         return np.append(np.clip(motion, -_LIMIT, _LIMIT), goal.width)
 
-    # --- helpers -------------------------------------------------------------------------------------------------------------
+    # --- helpers ---
 
     def _plan(self) -> Goal:
         raise NotImplementedError
@@ -282,7 +286,7 @@ class PegInsertionExpert(_GraspExpert):
         hx, hy, hole_yaw = env.hole()
         tx, ty, tz = env.peg_tip()
         cx, cy, cz, cyaw, _ = env.command
-        _, _, tool_z, tool_yaw = env.tool
+        tool_z = env.tool[2]
         gx, gy = hx + self._off[0], hy + self._off[1]
         peg_yaw = body_yaw(env.data.xmat[env.peg])
         yaw = cyaw + wrap(hole_yaw + self._twist - peg_yaw, np.pi / 2) * 0.7
@@ -303,7 +307,9 @@ class PegInsertionExpert(_GraspExpert):
                 self._enter("lost")
             return Goal(x, y, up, yaw, GRIPPER_OPEN)
         if self.phase == "align":
-            aligned = np.hypot(gx - tx, gy - ty) < self._tolerance and abs(wrap(hole_yaw + self._twist - peg_yaw, np.pi / 2)) < 0.06
+            aligned = (
+                np.hypot(gx - tx, gy - ty) < self._tolerance and abs(wrap(hole_yaw + self._twist - peg_yaw, np.pi / 2)) < 0.06
+            )
             if (aligned and self._ticks >= 2) or self._ticks > 14:
                 self._down = (gx, gy)
                 self._enter("insert")

@@ -1,9 +1,9 @@
 """Closed-form inverse kinematics of the table-top arm.
 
-The arm is yaw-pitch-roll-pitch-roll-pitch-roll with a spherical shoulder and wrist, and its tool always points down. That leaves
-one redundancy, the swivel of the elbow, which is spent on keeping the elbow up in the vertical plane of the arm (roll joints at
-zero): the posture a null-space term would pull to. The solution is exact, has no iterations to converge and costs about two
-microseconds, so one Cartesian command becomes one joint command without touching the physics.
+The arm is yaw-pitch-roll-pitch-roll-pitch-roll with a spherical shoulder and wrist, and its tool always points down. That
+leaves one redundancy, the swivel of the elbow, which is spent on keeping the elbow up in the vertical plane of the arm (roll
+joints at zero): the posture a null-space term would pull to. The solution is exact, has no iterations to converge and costs
+about two microseconds, so one Cartesian command becomes one joint command without touching the physics.
 """
 
 from __future__ import annotations

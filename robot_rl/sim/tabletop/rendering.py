@@ -6,6 +6,9 @@ A GL context belongs to one thread at a time. Each thread therefore keeps one co
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 import threading
 import weakref
 from typing import Any
@@ -23,7 +26,7 @@ class _Picture:
     def __init__(self, model: Any, width: int, height: int, fine: bool) -> None:
         self.viewport = mujoco.MjrRect(0, 0, width, height)
         self.scene = mujoco.MjvScene(model, maxgeom=256)
-        self.option = mujoco.MjvOptions() if hasattr(mujoco, "MjvOptions") else mujoco.MjvOption()
+        self.option = mujoco.MjvOption()
         self.camera = mujoco.MjvCamera()
         self.fine = fine
         # Multisampling, shadow map and buffer size are read from the model when the context is made.
@@ -55,18 +58,51 @@ class _Picture:
         return np.ascontiguousarray(frame[::-1])
 
 
+def _new_context() -> Any:
+    """A GL context for this thread: what MUJOCO_GL asks for, else EGL on Linux (no display needed), else MuJoCo's default."""
+    try:
+        if sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
+            from mujoco import egl
+
+            return egl.GLContext(*MAX_SIZE)
+        return mujoco.GLContext(*MAX_SIZE)
+    except Exception as error:
+        raise RuntimeError(
+            f"cannot draw off screen ({type(error).__name__}: {error}); install libegl1 and libgl1 "
+            "(software rendering needs no GPU), or set MUJOCO_GL=osmesa with libosmesa6"
+        ) from error
+
+
+def _forget() -> None:
+    """Free the GL objects of the main thread while the libraries are still loaded."""
+    _LOCAL.__dict__.pop("pictures", None)
+    context = _LOCAL.__dict__.pop("context", None)
+    if context is not None:
+        context.free()
+
+
+atexit.register(_forget)
+
+
 def draw(model: Any, data: Any, camera_id: int, width: int, height: int, *, fine: bool = False) -> np.ndarray:
     """(height, width, 3) uint8 RGB of ``data`` from a camera of the model.
 
     ``fine`` adds shadows and 4x multisampling (for videos); without them an 84x84 frame costs about a millisecond in software.
+
+    Raises:
+        RuntimeError: no off-screen OpenGL here (the message says what to install).
     """
     context = getattr(_LOCAL, "context", None)
     if context is None:
-        context = _LOCAL.context = mujoco.GLContext(*MAX_SIZE)
-        _LOCAL.pictures = weakref.WeakKeyDictionary()
+        context = _LOCAL.context = _new_context()
+        _LOCAL.pictures = {}
     context.make_current()
-    pictures = _LOCAL.pictures.setdefault(model, {})
+    pictures: dict[int, tuple[Any, dict[Any, _Picture]]] = _LOCAL.pictures
+    # Renderers of dead models are freed here, in the thread whose context they belong to, rather than where the model died.
+    for stale in [k for k, (reference, _) in pictures.items() if reference() is None]:
+        del pictures[stale]
+    _, renderers = pictures.setdefault(id(model), (weakref.ref(model), {}))
     key = (width, height, fine)
-    if key not in pictures:
-        pictures[key] = _Picture(model, width, height, fine)
-    return pictures[key].draw(model, data, camera_id)
+    if key not in renderers:
+        renderers[key] = _Picture(model, width, height, fine)
+    return renderers[key].draw(model, data, camera_id)

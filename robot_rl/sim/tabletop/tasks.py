@@ -22,8 +22,8 @@ class LiftEnv(TabletopEnv):
     instruction: ClassVar[str] = "pick up the orange block"
     limit: ClassVar[int] = 70
     task_names: ClassVar[tuple[str, ...]] = (
-        "block_from_ee_x", "block_from_ee_y", "block_from_ee_z", "block_turn_sin4", "block_turn_cos4", "block_tilt_x", "block_tilt_y",
-        "block_height",
+        "block_from_ee_x", "block_from_ee_y", "block_from_ee_z", "block_turn_sin4", "block_turn_cos4",
+        "block_tilt_x", "block_tilt_y", "block_height",
     )  # fmt: skip
     HALF_HEIGHT = 0.018
     LIFTED = 0.10
@@ -63,7 +63,7 @@ class LiftEnv(TabletopEnv):
 
 
 class PegInsertionEnv(TabletopEnv):
-    """Take a 20 mm square peg that stands on the table and push it to the bottom of a 22 mm square hole (1 mm clearance a side).
+    """Take a standing 20 mm square peg and push it to the bottom of a 22 mm square hole (1 mm clearance a side).
 
     The peg stands in a 12 x 10 cm field, the block with the hole in a 10 x 10 cm field opposite, both at any yaw within 20
     degrees. Success: the peg's lower end is within 5 mm of the hole's floor, upright, and inside the hole's walls.
@@ -74,7 +74,8 @@ class PegInsertionEnv(TabletopEnv):
     limit: ClassVar[int] = 110
     task_names: ClassVar[tuple[str, ...]] = (
         "peg_from_ee_x", "peg_from_ee_y", "peg_from_ee_z", "peg_turn_sin4", "peg_turn_cos4", "peg_tilt_x", "peg_tilt_y",
-        "hole_from_tip_x", "hole_from_tip_y", "tip_height", "hole_from_ee_x", "hole_from_ee_y", "hole_turn_sin4", "hole_turn_cos4",
+        "hole_from_tip_x", "hole_from_tip_y", "tip_height", "hole_from_ee_x", "hole_from_ee_y",
+        "hole_turn_sin4", "hole_turn_cos4",
     )  # fmt: skip
     HALF_LENGTH = 0.045
     BLOCK_HEIGHT = 0.045
@@ -150,16 +151,17 @@ class PegInsertionEnv(TabletopEnv):
 class DrawerEnv(TabletopEnv):
     """Take the bar handle of a drawer from above, one pad behind it, and pull the drawer 10 cm open.
 
-    The cabinet stands anywhere in a 14 x 6 cm field turned by up to 15 degrees. There are 30 mm between the bar and the drawer's
-    face for a 10 mm pad, so the gripper must come down half closed and in the right place. Success: the drawer is open by 10 cm
-    and both pads still hold the bar.
+    The cabinet stands anywhere in a 14 x 6 cm field turned by up to 15 degrees. There are 30 mm between the bar and the
+    drawer's face for a 10 mm pad, so the gripper must come down half closed and in the right place. Success: the drawer is
+    open by 10 cm and both pads still hold the bar.
     """
 
     scene: ClassVar[str] = "drawer"
     instruction: ClassVar[str] = "open the drawer"
     limit: ClassVar[int] = 80
     task_names: ClassVar[tuple[str, ...]] = (
-        "handle_from_ee_x", "handle_from_ee_y", "handle_from_ee_z", "handle_turn_sin2", "handle_turn_cos2", "handle_yaw", "drawer_open",
+        "handle_from_ee_x", "handle_from_ee_y", "handle_from_ee_z", "handle_turn_sin2", "handle_turn_cos2",
+        "handle_yaw", "drawer_open",
     )  # fmt: skip
     OPEN = 0.10
 
@@ -199,11 +201,9 @@ class DrawerEnv(TabletopEnv):
         left, right = self.touching(self._geom)
         self._memory.setdefault("start", self.opening)
         pulled = self.opening > self._memory["start"] + 0.01
-        if left and right:
-            stage = "pull" if pulled else "grasp"
-        else:
-            stage = "slipped" if pulled else "reach"
-        return left and right and self.opening > self.OPEN, stage
+        held = left and right
+        stage = ("pull" if held else "slipped") if pulled else ("grasp" if held else "reach")
+        return held and self.opening > self.OPEN, stage
 
 
 class PlaceInBinEnv(TabletopEnv):
