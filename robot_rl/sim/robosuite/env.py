@@ -246,9 +246,14 @@ class _seeded:
         _global_random.release()
 
 
+def _only_errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def _build(env_id: str, name: str, robot: str, options: dict[str, Any]) -> Any:
     try:
-        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+        # it logs a dozen warnings at every reset, about robot parts that a Panda does not have
+        logging.getLogger("robosuite_logs").addFilter(_only_errors)
         import robosuite
         from robosuite.controllers import load_composite_controller_config
         from robosuite.environments.base import REGISTERED_ENVS

@@ -39,7 +39,8 @@ class Task(ABC):
         self._grip = robot.eef_site_id["right"]
         self._hand = self.model.body(robot.robot_model.eef_name["right"]).id
         self._fingers = np.array(robot._ref_gripper_joint_pos_indexes["right"])
-        self.state_names = (*names("robot0_eef_pos", 3), *names("robot0_eef_quat", 4), *names("robot0_gripper_qpos", 2), *self.object_names)  # fmt: skip
+        own = (*names("robot0_eef_pos", 3), *names("robot0_eef_quat", 4), *names("robot0_gripper_qpos", 2))
+        self.state_names = (*own, *self.object_names)
 
     def observe(self) -> np.ndarray:
         """(S,) float32 ``observation.state``."""
