@@ -53,7 +53,7 @@ def test_a_torn_tail_is_ignored_and_removed_by_the_next_append(tmp_path):
     for k in (40, 50):
         append_jsonl(path, point(0, k))
     whole = path.read_bytes()
-    for cut in range(1, len(whole) // 2):
+    for cut in range(1, len(whole) // 2, 9):
         path.write_bytes(whole[:-cut])
         assert [r["successes"] for r in read_jsonl(path)] in ([40], [40, 50])
         append_jsonl(path, point(0, 60))
