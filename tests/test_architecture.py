@@ -106,7 +106,9 @@ def test_heavy_and_optional_packages_are_imported_by_functions_only():
     wrong = [
         str(i)
         for i in ALL
-        if i.at_import_time and (name := i.module.split(".")[0]) in LAZY and name not in at_home.get(_room_of_file(i.file), set())
+        if i.at_import_time
+        and (name := i.module.split(".")[0]) in LAZY
+        and name not in at_home.get(_room_of_file(i.file), set())
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -132,7 +134,8 @@ def _python(code: str) -> str:
 
 def test_importing_the_package_is_cheap():
     heavy = ["torch", "mujoco", "robosuite", "lerobot", "zarr", "gymnasium", "diffusers", "rich"]
-    code = f"import sys, robot_rl, robot_rl.types, robot_rl.config, robot_rl.cli; print([m for m in {heavy!r} if m in sys.modules])"
+    modules = "robot_rl, robot_rl.types, robot_rl.config, robot_rl.paths, robot_rl.doctor, robot_rl.cli"
+    code = f"import sys, {modules}; print([m for m in {heavy!r} if m in sys.modules])"
     assert _python(code) == "[]"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,16 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. No traceback unless ``ROBOT_RL_TRACEBACK=1``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # robot-rl store ls | head: nobody reads on, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
@@ -40,7 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from robot_rl.cli.output import UsageError, report_error
 
     verb, *rest = arguments
-    as_json = "--json" in rest
     try:
         if verb not in VERBS:
             import difflib
@@ -50,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"unknown verb {verb!r}: accepted are {', '.join(VERBS)}{hint}")
         module, function = VERBS[verb][0].split(":")
         return getattr(importlib.import_module(module), function)(rest)
-    except BrokenPipeError:  # robot-rl store ls | head
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:
+        raise
     except (Exception, KeyboardInterrupt) as error:
-        return report_error(error, as_json)
+        return report_error(error, "--json" in rest)
