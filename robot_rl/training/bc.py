@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from robot_rl.paths import find_recording
 from robot_rl.policies.behaviour_cloning import clone
 from robot_rl.policies.checkpoint import save_policy
 from robot_rl.progress import Progress, Silent
@@ -29,7 +30,7 @@ def run(config: BCRunConfig, *, progress: Progress | None = None) -> dict[str, A
             features, action = dict(store.observation_features), store.action
             episodes = [store.read(i) for i in store.episode_ids()]
     else:
-        importer = open_dataset(config.data, config.format, **config.options)
+        importer = open_dataset(find_recording(config.data), config.format, **config.options)
         source = importer.describe()
         features, action = dict(source.observation_features), source.action
         episodes = list(importer.episodes())

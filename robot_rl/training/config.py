@@ -53,7 +53,7 @@ class DemosConfig:
 
     Attributes:
         source: ``expert`` (scripted, of chosen quality), ``dataset`` (a recording in a known format) or ``store``.
-        path: of the dataset or store.
+        path: of the dataset or store; a dataset is also looked for below ``$ROBOT_RL_DATA`` (``../shared/data``).
         format, options: of the dataset, see ``robot-rl import --help``.
         episodes, skill, noise, only_successful: of the expert.
         prefill: put the demonstrations into the replay buffer too.

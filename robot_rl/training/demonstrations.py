@@ -7,6 +7,7 @@ from robot_rl.replay.store import EpisodeStore
 from robot_rl.sim.collect import CollectConfig, collect
 from robot_rl.sim.env import EnvSpec
 from robot_rl.training.config import DemosConfig, EnvConfig
+from robot_rl.paths import find_recording
 from robot_rl.progress import Progress
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.types import Episode
@@ -55,7 +56,7 @@ def gather(config: DemosConfig, env: EnvConfig, spec: EnvSpec, seed: int, folder
                 )
             else:
                 assert config.path is not None
-                importer = open_dataset(config.path, config.format, **config.options)
+                importer = open_dataset(find_recording(config.path), config.format, **config.options)
                 for episode in importer.episodes():
                     sink.add(_checked([episode], spec, str(config.path))[0])
         done.touch()
