@@ -358,6 +358,7 @@ def _serve(pipe: Any, factory: Callable[[], Environment], count: int) -> None:
             method, batch = pipe.recv()
             if method == "close":
                 return
+            answer: tuple[bool, Any]
             try:
                 answer = (True, [(local, calls[method](envs[local], argument)) for local, argument in batch])
             except Exception as error:

@@ -81,9 +81,6 @@ def _forget() -> None:
         context.free()
 
 
-atexit.register(_forget)
-
-
 def draw(model: Any, data: Any, camera_id: int, width: int, height: int, *, fine: bool = False) -> np.ndarray:
     """(height, width, 3) uint8 RGB of ``data`` from a camera of the model.
 
@@ -95,6 +92,8 @@ def draw(model: Any, data: Any, camera_id: int, width: int, height: int, *, fine
     context = getattr(_LOCAL, "context", None)
     if context is None:
         context = _LOCAL.context = _new_context()
+        if threading.current_thread() is threading.main_thread():
+            atexit.register(_forget)  # after the GL library has registered its own, so that this runs first
         _LOCAL.pictures = {}
     context.make_current()
     pictures: dict[int, tuple[Any, dict[Any, _Picture]]] = _LOCAL.pictures
