@@ -112,4 +112,6 @@ def find_recording(path: Path) -> Path:
     for candidate in (path, recordings() / path):
         if candidate.exists():
             return candidate
-    raise FileNotFoundError(f"recording {str(path)!r} is neither there nor in {recordings()}; set ROBOT_RL_DATA to the folder that holds it")
+    raise FileNotFoundError(
+        f"recording {str(path)!r} is neither there nor in {recordings()}; set ROBOT_RL_DATA to the folder that holds it"
+    )

@@ -164,7 +164,9 @@ def learning_curve(
     narrow = width < 600
     strip = 46 if marks else 0
     frame = Frame(width, height, 44 if narrow else 52, 16 if narrow else 126, 14, 46 + strip, (0.0, x_max), (0.0, 1.0))
-    body = _axes(frame, ticks(0, x_max, 3 if narrow else 6), [0, 0.25, 0.5, 0.75, 1.0], short, lambda v: f"{100 * v:.0f}{THIN}%")
+    body = _axes(
+        frame, ticks(0, x_max, 3 if narrow else 6), [0, 0.25, 0.5, 0.75, 1.0], short, lambda v: f"{100 * v:.0f}{THIN}%"
+    )
     labels: list[tuple[float, str, str]] = []
     if base is not None:
         rows = [(0.0, base.low, base.high), (x_max, base.low, base.high)]
@@ -174,7 +176,9 @@ def learning_curve(
     for mark in marks:
         if mark.kind == "promoted":
             x = frame.px(mark.x)
-            body.append(f'<line class="promotion" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.top}" y2="{frame.floor + strip - 8:.1f}"/>')
+            body.append(
+                f'<line class="promotion" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.top}" y2="{frame.floor + strip - 8:.1f}"/>'
+            )
     if latest:
         body.append(f'<path class="line latest" d="{frame.path([(p.x, p.rate) for p in latest])}"/>')
         labels.append((frame.py(latest[-1].rate), f"Latest {percent(latest[-1].rate)}", "muted"))

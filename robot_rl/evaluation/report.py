@@ -165,7 +165,7 @@ def render(run: RunFolder) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="referrer" content="no-referrer">'
         f'<link rel="icon" href="data:,"><title>{escape(title)} · robot_rl report</title><style>{CSS}</style></head><body><main>'
         + "".join(parts)
-        + f'</main><footer>Written {stamp} by robot_rl {escape(__version__)}. Intervals are 95{THIN}% Wilson unless named.</footer>'
+        + f"</main><footer>Written {stamp} by robot_rl {escape(__version__)}. Intervals are 95{THIN}% Wilson unless named.</footer>"
         f'<div id="tip" role="status"></div><script>{JS}</script></body></html>\n'
     )
 
@@ -254,14 +254,19 @@ def _facts(run: RunFolder, paired: PairedComparison | None) -> str:
     if paired is not None:
         low, high = _points(paired.interval.low), _points(paired.interval.high)
         facts.append(("Paired difference", f"{_points(paired.difference)} points", f"95{THIN}% interval {low} to {high}"))
-        facts.append(("Exact McNemar test, one-sided", f"p = {_p_value(paired.p_value)}", f"{paired.new_wins} against {paired.old_wins}"))
+        facts.append(
+            ("Exact McNemar test, one-sided", f"p = {_p_value(paired.p_value)}", f"{paired.new_wins} against {paired.old_wins}")
+        )
     if run.env_steps:
         facts.append(("Environment steps", count(run.env_steps), ""))
     if math.isfinite(run.wall_seconds) and run.wall_seconds > 0:
         facts.append(("Wall time", _duration(run.wall_seconds), ""))
     acting = [(e.env_steps, e.rate) for e in run.evaluations if e.who == "acting"]
     reached = run.result.steps_to if run.result is not None and run.result.steps_to else (steps_to(acting) if acting else {})
-    told = [f"{escape(str(t))}{THIN}% at {count(s)}" if s is not None else f"{escape(str(t))}{THIN}% not reached" for t, s in reached.items()]
+    told = [
+        f"{escape(str(t))}{THIN}% at {count(s)}" if s is not None else f"{escape(str(t))}{THIN}% not reached"
+        for t, s in reached.items()
+    ]
     if told:
         facts.append(("Steps to reach", told[-1], "<br>".join(reversed(told[:-1]))))
     dip = run.result.lowest_acting_minus_base if run.result is not None else lowest_acting_minus_base(run.evaluations)
@@ -270,7 +275,11 @@ def _facts(run: RunFolder, paired: PairedComparison | None) -> str:
     if run.gate:
         kinds = Counter(g.event for g in run.gate)
         facts.append(
-            ("Promotion gate", f"{kinds['promoted']} promoted", f"{kinds['rejected']} rejected, {kinds['rolled_back']} rolled back")
+            (
+                "Promotion gate",
+                f"{kinds['promoted']} promoted",
+                f"{kinds['rejected']} rejected, {kinds['rolled_back']} rolled back",
+            )
         )
     if not facts:
         return ""
@@ -308,16 +317,24 @@ def _curve_section(run: RunFolder) -> str:
     extra = points(latest) if acting else []
     wide = plots.learning_curve(drawn, base, extra, marks, 960, 410)
     narrow = plots.learning_curve(drawn, base, extra, marks, 380, 330)
-    key = ['<li><svg viewBox="0 0 16 16"><path d="M0 8h16" stroke="var(--policy)" stroke-width="2.6"/></svg>Policy that acts</li>']
+    key = [
+        '<li><svg viewBox="0 0 16 16"><path d="M0 8h16" stroke="var(--policy)" stroke-width="2.6"/></svg>Policy that acts</li>'
+    ]
     if base is not None:
-        key.append('<li><svg viewBox="0 0 16 16"><path d="M0 8h16" stroke="var(--base)" stroke-width="2" stroke-dasharray="5 3"/></svg>Base policy</li>')
+        key.append(
+            '<li><svg viewBox="0 0 16 16"><path d="M0 8h16" stroke="var(--base)" stroke-width="2" stroke-dasharray="5 3"/></svg>Base policy</li>'
+        )
     if extra:
-        key.append('<li><svg viewBox="0 0 16 16"><path d="M0 8h16" stroke="var(--muted)" stroke-width="1.6" stroke-dasharray="2 3"/></svg>Newest version, not yet allowed to act</li>')
+        key.append(
+            '<li><svg viewBox="0 0 16 16"><path d="M0 8h16" stroke="var(--muted)" stroke-width="1.6" stroke-dasharray="2 3"/></svg>Newest version, not yet allowed to act</li>'
+        )
     present = {g.event for g in shown}
     if "promoted" in present:
         key.append('<li><svg viewBox="0 0 16 16"><path d="M8 2l6.5 12h-13z" fill="var(--good)"/></svg>Promoted</li>')
     if "rejected" in present:
-        key.append('<li><svg viewBox="0 0 16 16"><path d="M4 4l8 8m0-8l-8 8" stroke="var(--muted)" stroke-width="2"/></svg>Rejected</li>')
+        key.append(
+            '<li><svg viewBox="0 0 16 16"><path d="M4 4l8 8m0-8l-8 8" stroke="var(--muted)" stroke-width="2"/></svg>Rejected</li>'
+        )
     if "rolled_back" in present:
         key.append('<li><svg viewBox="0 0 16 16"><path d="M8 14l6.5-12h-13z" fill="var(--bad)"/></svg>Rolled back</li>')
     rows = "".join(
@@ -380,7 +397,9 @@ def _video_section(run: RunFolder) -> str:
             )
         pairs.append(f'<div><h3>Start {seed}</h3><div class="pair">{"".join(cells)}</div></div>')
     if not pairs:
-        return _section("Before and after", _note(f"{left_out} starts were filmed; none fits into one page. See the folder videos."))
+        return _section(
+            "Before and after", _note(f"{left_out} starts were filmed; none fits into one page. See the folder videos.")
+        )
     more = f" {left_out} more in the folder <code>videos</code>." if left_out else ""
     return _section(
         "Before and after", _note(f"The same starts, played by the base policy and by the post-trained one.{more}"),
@@ -423,7 +442,9 @@ def _start_section(run: RunFolder) -> str:
             f"{plots.start_map(marks, x, y_label, title, x_range, y_range)}</figure>"
         )
     varying = plots.informative_parameters(starts, [])
-    about = f"Each mark is one held-out start. Of the {len(varying)} parameters that vary, these two say most about the outcome."
+    about = (
+        f"Each mark is one held-out start. Of the {len(varying)} parameters that vary, these two say most about the outcome."
+    )
     if len(varying) <= 2:
         about = "Each mark is one held-out start."
     key = (
@@ -440,13 +461,17 @@ def _failure_section(run: RunFolder) -> str:
     failed = sorted((e for e in policy.values() if not e.success), key=lambda e: e.seed)
     if not failed:
         upper = 1 - wilson(len(policy), len(policy)).low
-        about = f"Nothing failed in {len(policy)} held-out starts. The true failure rate is below {percent(upper, 1)} (95{THIN}%)."
+        about = (
+            f"Nothing failed in {len(policy)} held-out starts. The true failure rate is below {percent(upper, 1)} (95{THIN}%)."
+        )
         return _section("What failed", _note(about), _endings(base, policy))
     parameters = plots.informative_parameters(
         [dict(e.start) for e in policy.values()], [[e.success for e in g.values()] for g in (policy,)]
     )[:3]
     staged = any(e.stage for e in failed)
-    head = '<th class="n">Start</th><th>Ended by</th>' + ("<th>Furthest stage</th>" if staged else "") + '<th class="n">Steps</th>'
+    head = (
+        '<th class="n">Start</th><th>Ended by</th>' + ("<th>Furthest stage</th>" if staged else "") + '<th class="n">Steps</th>'
+    )
     head += "".join(f'<th class="n">{escape(p)}</th>' for p in parameters) + ("<th>Base policy</th>" if base else "")
     rows = []
     for e in failed[:FAILURES_SHOWN]:
@@ -545,7 +570,9 @@ def _details_section(run: RunFolder) -> str:
             facts.append(("Evaluation seeds", ", ".join(f"{k} {v}" for k, v in seeds.items())))
         elif seeds:
             facts.append(("Evaluation seeds", f"{min(seeds)} to {max(seeds)}, {len(seeds)} in all"))
-    facts.append(("Report written with", f"robot_rl {__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}"))
+    facts.append(
+        ("Report written with", f"robot_rl {__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}")
+    )
     for name, value in extra.items():
         if isinstance(value, Mapping):
             value = ", ".join(f"{k} {v}" for k, v in value.items())

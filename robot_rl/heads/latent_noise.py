@@ -64,7 +64,12 @@ class LatentNoiseHead(Head):
             rows, dims, config.noise_mode, config.rank, spec.n_action_steps if config.executed_rows_only and rows > 1 else None
         )
         self.actor = GaussianTanhActor(
-            spec.conditioning_dim, self.basis.width, config.hidden, layer_norm=config.layer_norm, last_scale=1e-2, generator=generator
+            spec.conditioning_dim,
+            self.basis.width,
+            config.hidden,
+            layer_norm=config.layer_norm,
+            last_scale=1e-2,
+            generator=generator,
         )
         self.exploration_dim = self.basis.width
 

@@ -66,6 +66,8 @@ class OffPolicyConfig:
         if not 0.0 <= self.distill_actor_share <= 1.0:
             raise ValueError(f"distill_actor_share={self.distill_actor_share}: accepted are 0 to 1")
         if self.kl_base > 0 and not (self.fixed_alpha and self.initial_alpha == 0.0):
-            raise ValueError("kl_base > 0 with a temperature: one density cannot carry both; set fixed_alpha and initial_alpha=0")
+            raise ValueError(
+                "kl_base > 0 with a temperature: one density cannot carry both; set fixed_alpha and initial_alpha=0"
+            )
         for name in ("target_reduce", "actor_reduce"):
             check_reduction(getattr(self, name), self.n_critics, name)

@@ -18,7 +18,6 @@ from robot_rl.nn.actor import ActorSample, Temperature
 from robot_rl.nn.flat import FlatAdam
 from robot_rl.policies.base import BasePolicy
 
-
 Metrics = dict[str, Tensor]
 
 
@@ -45,7 +44,12 @@ class HeadObjective(Protocol):
 
 
 def make_objective(
-    base: BasePolicy, head: Head, config: OffPolicyConfig, generator: torch.Generator, init: torch.Generator, device: torch.device
+    base: BasePolicy,
+    head: Head,
+    config: OffPolicyConfig,
+    generator: torch.Generator,
+    init: torch.Generator,
+    device: torch.device,
 ) -> HeadObjective:
     """The objective that ``config.algorithm`` names. Raises ValueError when the head is of another kind."""
     kinds: dict[str, tuple[type[Head], Any]] = {
@@ -160,7 +164,9 @@ class NoiseAliased(_NoiseObjective):
             sample, noise = self.draw(c)
             if self.noise_critic is not None:
                 x = torch.cat([c, noise.flatten(1)], dim=-1)
-                value, gradient = climb(self.noise_critic, x, self.config.actor_reduce, slice(self.features, None), self.generator)
+                value, gradient = climb(
+                    self.noise_critic, x, self.config.actor_reduce, slice(self.features, None), self.generator
+                )
             else:
                 value, gradient = self._climb_through_sampler(critic, c, noise)
             metrics |= self.step_actor(c, sample, gradient)
@@ -219,7 +225,9 @@ class NoiseSAC(_NoiseObjective):
 
     def critic_input(self, batch: Batch) -> Tensor:
         if batch.noise is None:
-            raise ValueError("dsrl_sac trains on stored noise: sample windows with stride='decision' from a store that recorded it")
+            raise ValueError(
+                "dsrl_sac trains on stored noise: sample windows with stride='decision' from a store that recorded it"
+            )
         return torch.cat([batch.conditioning, batch.noise.flatten(1)], dim=-1)
 
     @torch.no_grad()

@@ -14,11 +14,11 @@ from torch import Tensor
 from robot_rl.heads.base import Head
 from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
-from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.objectives import HeadObjective, Metrics, make_objective
 from robot_rl.learners.updates import load_network_state, make_critic, network_state
 from robot_rl.nn.flat import FlatAdam, polyak_
 from robot_rl.policies.base import BasePolicy
+
 
 class OffPolicyLearner:
     """Critic regression with exact chunk targets, and a head objective on top.
@@ -63,7 +63,12 @@ class OffPolicyLearner:
         next_input, next_log_prob = self.objective.next_input(batch, follow_base)
         y = self.td_target(batch, next_input, next_log_prob, getattr(self.objective, "alpha", 0.0))
         result = self.critic.loss_and_grad(self.objective.critic_input(batch), y, batch.weight)
-        metrics: Metrics = {"critic/loss": result.loss, "critic/q": result.q.mean(), "critic/q_std": result.q.std(0).mean(), "critic/target": y.mean()}
+        metrics: Metrics = {
+            "critic/loss": result.loss,
+            "critic/q": result.q.mean(),
+            "critic/q_std": result.q.std(0).mean(),
+            "critic/target": y.mean(),
+        }
         if self.config.critic_grad_clip > 0:
             metrics["critic/grad_norm"] = self.critic.flat.clip_grad_norm_(self.config.critic_grad_clip)
         self.optimizer.step()
@@ -95,7 +100,9 @@ class OffPolicyLearner:
         """Raises FloatingPointError naming the first vector of parameters that holds a NaN or an infinity."""
         for name, flat in (("critic", self.critic.flat), ("head", self.head.actor.flat)):
             if not bool(torch.isfinite(flat.data).all()):
-                raise FloatingPointError(f"{name} parameters are not finite after {self.updates} updates; lower {name}_lr or set critic_grad_clip")
+                raise FloatingPointError(
+                    f"{name} parameters are not finite after {self.updates} updates; lower {name}_lr or set critic_grad_clip"
+                )
 
     @torch.no_grad()
     def value(self, batch: Batch) -> Tensor:

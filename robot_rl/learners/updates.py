@@ -14,7 +14,9 @@ from robot_rl.nn.flat import FlatAdam
 
 
 def make_critic(config: OffPolicyConfig, in_dim: int, generator: torch.Generator, device: torch.device) -> CriticEnsemble:
-    return CriticEnsemble(config.n_critics, in_dim, config.hidden, layer_norm=config.layer_norm, generator=generator, device=device)
+    return CriticEnsemble(
+        config.n_critics, in_dim, config.hidden, layer_norm=config.layer_norm, generator=generator, device=device
+    )
 
 
 def network_state(network: Any, optimizer: FlatAdam) -> dict[str, Any]:
@@ -26,7 +28,9 @@ def load_network_state(network: Any, optimizer: FlatAdam, state: dict[str, Any])
     optimizer.load_state_dict(state["optimizer"])
 
 
-def climb(critic: CriticEnsemble, x: Tensor, how: Reduction, columns: slice, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def climb(
+    critic: CriticEnsemble, x: Tensor, how: Reduction, columns: slice, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Gradient ascent direction on a critic: (value (B,), dL/dx[:, columns]) of L = -mean over the batch of reduce(Q(x))."""
     value: list[Tensor] = []
 

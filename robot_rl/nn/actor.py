@@ -96,7 +96,9 @@ class GaussianTanhActor(StackedMLP):
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         std = log_std.exp()
         x = torch.addcmul(mean, std, noise)
-        return ActorSample(torch.tanh(x), squashed_log_prob(noise, log_std, x), noise, std, (raw == log_std).to(std.dtype), tape)
+        return ActorSample(
+            torch.tanh(x), squashed_log_prob(noise, log_std, x), noise, std, (raw == log_std).to(std.dtype), tape
+        )
 
     @torch.no_grad()
     def backward_draw(self, sample: ActorSample, du: Tensor, dlog_prob: Tensor, rows: int | None = None) -> None:

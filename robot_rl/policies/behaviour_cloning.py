@@ -55,7 +55,9 @@ class ChunkDataset:
     action and delta dimensions are zero: the robot stands still.
     """
 
-    def __init__(self, episodes: Sequence[Episode], features: dict[str, FeatureSpec], action: ActionSpec, horizon: int, n_obs: int) -> None:
+    def __init__(
+        self, episodes: Sequence[Episode], features: dict[str, FeatureSpec], action: ActionSpec, horizon: int, n_obs: int
+    ) -> None:
         first_observation, first_action = 0, 0
         stacks, chunks, actions = [], [], []
         for episode in episodes:
@@ -67,9 +69,7 @@ class ChunkDataset:
             actions.append(np.concatenate([executed, np.repeat(tail[None], horizon, 0)]))
             first_observation += len(episode) + 1
             first_action += len(actions[-1])
-        self.observations = {
-            n: torch.from_numpy(np.concatenate([e.observations[n] for e in episodes])) for n in features
-        }
+        self.observations = {n: torch.from_numpy(np.concatenate([e.observations[n] for e in episodes])) for n in features}
         self.actions = torch.from_numpy(np.concatenate(actions))
         self.stack = torch.from_numpy(np.concatenate(stacks))
         self.chunk = torch.from_numpy(np.concatenate(chunks))
@@ -117,7 +117,9 @@ def clone(
         observation, chunk = data.get(index.cpu())
         conditioning = policy.encode({n: v.to(device) for n, v in observation.items()})
         if config.observation_noise > 0:
-            conditioning = conditioning + config.observation_noise * torch.randn(conditioning.shape, generator=generator, device=device)
+            conditioning = conditioning + config.observation_noise * torch.randn(
+                conditioning.shape, generator=generator, device=device
+            )
         loss = policy.denoising_loss(conditioning, policy.normalize_action(chunk.to(device)).clamp(-1, 1), generator).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -128,7 +130,9 @@ def clone(
         if step % 100 == 0 or step + 1 == config.steps:
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise ValueError(f"behaviour cloning diverged: loss {value} at step {step}; lower learning_rate ({config.learning_rate})")
+                raise ValueError(
+                    f"behaviour cloning diverged: loss {value} at step {step}; lower learning_rate ({config.learning_rate})"
+                )
             if progress is not None:
                 progress(step + 1, value)
     return average.freeze()

@@ -20,7 +20,9 @@ FORMAT = "robot_rl.compact_policy/1"
 KINDS: dict[str, type[CompactPolicy]] = {"diffusion": DiffusionPolicy, "flow": FlowPolicy}
 
 
-def build_policy(config: CompactPolicyConfig, features: dict[str, FeatureSpec], action: ActionSpec, normalizer: Normalizer) -> CompactPolicy:
+def build_policy(
+    config: CompactPolicyConfig, features: dict[str, FeatureSpec], action: ActionSpec, normalizer: Normalizer
+) -> CompactPolicy:
     return KINDS[config.kind](config, features, action, normalizer)
 
 
@@ -52,12 +54,16 @@ def load_policy(folder: Path, device: str | torch.device = "cpu") -> CompactPoli
     action = ActionSpec.from_json(data["action"])
     vectors = {n: torch.zeros(f.shape).numpy() for n, f in features.items() if f.dtype != "uint8"}
     blank = torch.zeros(action.dim).numpy()
-    policy = build_policy(CompactPolicyConfig(**data["config"]), features, action, Normalizer(features, vectors, vectors, blank, blank + 1))
+    policy = build_policy(
+        CompactPolicyConfig(**data["config"]), features, action, Normalizer(features, vectors, vectors, blank, blank + 1)
+    )
     policy.load_state_dict(load_file(folder / "policy.safetensors"))
     policy.freeze()
     for name in ("stats_hash", "base_hash"):
         found = getattr(policy.spec, name)
         if found != data[name]:
-            raise ValueError(f"{folder}: {name} is {found}, but policy.json says {data[name]}: weights and description do not belong together")
+            raise ValueError(
+                f"{folder}: {name} is {found}, but policy.json says {data[name]}: weights and description do not belong together"
+            )
     policy.to(device)
     return policy

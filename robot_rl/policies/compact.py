@@ -55,7 +55,9 @@ class CompactPolicy(nn.Module):
 
     SAMPLER: ClassVar[str]
 
-    def __init__(self, config: CompactPolicyConfig, features: Mapping[str, FeatureSpec], action: ActionSpec, normalizer: Normalizer) -> None:
+    def __init__(
+        self, config: CompactPolicyConfig, features: Mapping[str, FeatureSpec], action: ActionSpec, normalizer: Normalizer
+    ) -> None:
         super().__init__()
         self.config, self.features, self.action = config, dict(features), action
         self.normalizer = normalizer

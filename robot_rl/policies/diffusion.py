@@ -26,12 +26,17 @@ class DiffusionPolicy(CompactPolicy):
     SAMPLER = "ddim"
     _PREFIX = "schedule_"
 
-    def __init__(self, config: CompactPolicyConfig, features: Mapping[str, FeatureSpec], action: ActionSpec, normalizer: Normalizer) -> None:
+    def __init__(
+        self, config: CompactPolicyConfig, features: Mapping[str, FeatureSpec], action: ActionSpec, normalizer: Normalizer
+    ) -> None:
         super().__init__(config, features, action, normalizer)
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         scheduler = DDIMScheduler(
-            num_train_timesteps=config.train_steps, beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing", set_alpha_to_one=True
+            num_train_timesteps=config.train_steps,
+            beta_schedule="squaredcos_cap_v2",
+            timestep_spacing="trailing",
+            set_alpha_to_one=True,
         )
         scheduler.set_timesteps(config.num_steps)
         steps = scheduler.timesteps.long()
@@ -43,7 +48,8 @@ class DiffusionPolicy(CompactPolicy):
         self.register_buffer("_times", (steps.float() + 1) / config.train_steps, persistent=False)
         # clean = root*x - sigma*v; the noise is recomputed from the clamped chunk; x_next = c*clean + d*noise
         self._coefficients = [
-            (float(n.sqrt()), float((1 - n).sqrt()), float(m.sqrt()), float((1 - m).sqrt())) for n, m in zip(now, after, strict=True)
+            (float(n.sqrt()), float((1 - n).sqrt()), float(m.sqrt()), float((1 - m).sqrt()))
+            for n, m in zip(now, after, strict=True)
         ]
 
     def _denoise(self, conditioning: Tensor, x: Tensor) -> Tensor:

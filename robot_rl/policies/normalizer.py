@@ -61,7 +61,14 @@ class Normalizer(nn.Module):
         return [name for name, spec in self.features.items() if spec.dtype == "uint8"]
 
     @classmethod
-    def fit(cls, episodes: Iterable[Episode], features: Mapping[str, FeatureSpec], action: ActionSpec, *, action_quantile: float = 0.0) -> Normalizer:
+    def fit(
+        cls,
+        episodes: Iterable[Episode],
+        features: Mapping[str, FeatureSpec],
+        action: ActionSpec,
+        *,
+        action_quantile: float = 0.0,
+    ) -> Normalizer:
         """Statistics of recorded episodes.
 
         Args:

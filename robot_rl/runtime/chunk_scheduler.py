@@ -94,7 +94,8 @@ class ChunkScheduler:
 
     def _blend(self, command: np.ndarray, now: int) -> np.ndarray:
         old, new = self._previous, self._current
-        assert old is not None and new is not None
+        assert old is not None
+        assert new is not None
         j, age = now - old.start, now - new.start
         if j >= len(old.rows) or age >= self.blend_steps:
             self._previous = None

@@ -136,7 +136,9 @@ class ControlLoop:
         """Schedule a decision; False if it came too late to run at all (it is logged either way)."""
         identity = self.decisions if self._recorder is None else self._recorder.decide(decision)
         self.decisions += 1
-        return self.scheduler.push(decision.step, self.step, decision.chunk, decision.chunk_base, identity, decision.weights_version)
+        return self.scheduler.push(
+            decision.step, self.step, decision.chunk, decision.chunk_base, identity, decision.weights_version
+        )
 
     def tick(self, now_ns: int | None = None) -> np.ndarray:
         """The command (A,) for this control step, after arbiter and safety filter. Call :meth:`observe` before the next tick."""

@@ -114,7 +114,9 @@ class Rollout:
             self._advance(slots, free, results, keep_episodes, film, on_outcome)
         return [results[i] for i in sorted(results)]
 
-    def _start(self, waiting: deque, free: list[int], store: EpisodeStore | None, film: tuple[int, int] | None) -> dict[int, _Slot]:
+    def _start(
+        self, waiting: deque, free: list[int], store: EpisodeStore | None, film: tuple[int, int] | None
+    ) -> dict[int, _Slot]:
         plans = {free.pop(0): waiting.popleft() for _ in range(min(len(free), len(waiting)))}
         if not plans:
             return {}
@@ -173,7 +175,9 @@ class Rollout:
         period = 1e9 / self.spec.control_hz
         stamps = {i: CLOCK_START_NS + round(slots[i].loop.step * period) for i in indices}
         commands = {i: slots[i].loop.tick(stamps[i]) for i in indices}
-        for index, (observation, reward, terminated, truncated, info) in zip(indices, self.vector.step(commands, indices), strict=True):
+        for index, (observation, reward, terminated, truncated, info) in zip(
+            indices, self.vector.step(commands, indices), strict=True
+        ):
             slot = slots[index]
             stamp = CLOCK_START_NS + round((slot.loop.step + 1) * period)
             slot.loop.observe(self._seen(observation, slot.plan.policy), reward, terminated, truncated, stamp)

@@ -36,7 +36,9 @@ def run(config: BCRunConfig, *, progress: Progress | None = None) -> dict[str, A
         episodes = list(importer.episodes())
     kept = [e for e in episodes if not (config.only_successful and e.meta.success is False)]
     if not kept:
-        raise ValueError(f"data={str(config.data)!r}: {len(episodes)} episodes, none left with only_successful={config.only_successful}")
+        raise ValueError(
+            f"data={str(config.data)!r}: {len(episodes)} episodes, none left with only_successful={config.only_successful}"
+        )
     progress.start("behaviour cloning", config.bc.steps)
     done, last = 0, float("nan")
     with InterruptFlag() as flag:

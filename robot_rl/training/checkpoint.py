@@ -83,8 +83,14 @@ def save_checkpoint(folder: Path, name: str, tensors: dict[str, Any], state: dic
     _sync(pointer)
     os.replace(pointer, folder / "latest")
     _sync(folder)
-    complete = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: p.stat().st_mtime_ns)
-    for stale in [*[p for p in complete if p != final][: max(0, len(complete) - keep)], *folder.glob(".*.old"), *folder.glob(".*.tmp")]:
+    complete = sorted(
+        (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: p.stat().st_mtime_ns
+    )
+    for stale in [
+        *[p for p in complete if p != final][: max(0, len(complete) - keep)],
+        *folder.glob(".*.old"),
+        *folder.glob(".*.tmp"),
+    ]:
         shutil.rmtree(stale, ignore_errors=True)
     return final
 

@@ -231,7 +231,9 @@ class PostTrainConfig:
         if self.head.kind == "latent_noise" and self.learner.algorithm == "residual":
             raise ValueError("learner.algorithm='residual' with head.kind='latent_noise': accepted are dsrl_na, dsrl_sac")
         if self.learner.algorithm == "dsrl_sac" and self.demos.prefill:
-            raise ValueError("demos.prefill=true with learner.algorithm='dsrl_sac': demonstrations have no noise; accepted is false")
+            raise ValueError(
+                "demos.prefill=true with learner.algorithm='dsrl_sac': demonstrations have no noise; accepted is false"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from robot_rl.paths import find_recording
+from robot_rl.progress import Progress
 from robot_rl.replay.importers import open_dataset
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.sim.collect import CollectConfig, collect
 from robot_rl.sim.env import EnvSpec
 from robot_rl.training.config import DemosConfig, EnvConfig
-from robot_rl.paths import find_recording
-from robot_rl.progress import Progress
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.types import Episode
 
@@ -24,7 +24,9 @@ class _Counting:
         return self.store.add(episode)
 
 
-def gather(config: DemosConfig, env: EnvConfig, spec: EnvSpec, seed: int, folder: RunFolder, progress: Progress, workers: int) -> list[Episode]:
+def gather(
+    config: DemosConfig, env: EnvConfig, spec: EnvSpec, seed: int, folder: RunFolder, progress: Progress, workers: int
+) -> list[Episode]:
     """All demonstrations of a run as episodes; those made or imported here are kept in ``demos/`` of the run folder.
 
     A half-made ``demos/`` (the run was killed) is completed from the start: collection depends on the seed alone.
@@ -40,14 +42,23 @@ def gather(config: DemosConfig, env: EnvConfig, spec: EnvSpec, seed: int, folder
     done = folder.demos / "complete"
     if not done.exists():
         _remove(folder)
-        store = EpisodeStore.create(folder.demos, observation_features=spec.observation_features, action=spec.action, sync=False)
+        store = EpisodeStore.create(
+            folder.demos, observation_features=spec.observation_features, action=spec.action, sync=False
+        )
         with store:
             progress.start("demonstrations", config.episodes if config.source == "expert" else None)
             sink = _Counting(store, progress)
             if config.source == "expert":
                 report = collect(
                     CollectConfig(
-                        env.id, config.episodes, config.skill, config.noise, seed, config.only_successful, workers, env_options=env.options
+                        env.id,
+                        config.episodes,
+                        config.skill,
+                        config.noise,
+                        seed,
+                        config.only_successful,
+                        workers,
+                        env_options=env.options,
                     ),
                     sink,
                 )
@@ -76,7 +87,9 @@ def _checked(episodes: list[Episode], spec: EnvSpec, where: str) -> list[Episode
             rows = episode.observations.get(name)
             if rows is None or rows.shape[1:] != feature.shape:
                 found = "missing" if rows is None else f"of shape {rows.shape[1:]}"
-                raise ValueError(f"{where}: episode {episode.meta.episode_id}: {name} is {found}; the task {spec.env_id} has {feature.shape}")
+                raise ValueError(
+                    f"{where}: episode {episode.meta.episode_id}: {name} is {found}; the task {spec.env_id} has {feature.shape}"
+                )
         if episode.action.shape[1] != spec.action.dim:
             raise ValueError(
                 f"{where}: episode {episode.meta.episode_id}: actions have {episode.action.shape[1]} dimensions; the task "

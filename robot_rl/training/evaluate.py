@@ -65,7 +65,8 @@ def run(config: EvalConfig, *, progress: Progress | None = None) -> dict[str, An
         outcomes = measure(rollout, policy, seeds, progress=progress, should_stop=flag)
     successes, n, interval = success_interval(outcomes)
     lines = [
-        {"seed": o.plan.seed, "success": o.success, "length": o.length, "start": o.start, "end": o.end, "stage": o.stage} for o in outcomes
+        {"seed": o.plan.seed, "success": o.success, "length": o.length, "start": o.start, "end": o.end, "stage": o.stage}
+        for o in outcomes
     ]
     if config.out is not None:
         config.out.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,15 @@ def finish(
         summary[who] = {"success": successes / n, "successes": successes, "n": n, "interval": [interval.low, interval.high]}
         c.evaluation_steps += sum(o.length for o in played)
         lines += [
-            {"who": who, "seed": o.plan.seed, "success": o.success, "length": o.length, "start": o.start, "end": o.end, "stage": o.stage}
+            {
+                "who": who,
+                "seed": o.plan.seed,
+                "success": o.success,
+                "length": o.length,
+                "start": o.start,
+                "end": o.end,
+                "stage": o.stage,
+            }
             for o in played
         ]
     folder.write_lines("episodes.jsonl", lines)  # type: ignore[arg-type]
@@ -62,7 +70,11 @@ def finish(
         "config_hash": session.scalars.config_hash,
         "base_hash": session.base.spec.base_hash,
         "run_seed": config.seed,
-        "seeds": {"final": [seeds[0], seeds[-1]], "evaluation": _range(seeding.EVALUATION.take(e.curve_episodes)), "gate": seeding.GATE.first},
+        "seeds": {
+            "final": [seeds[0], seeds[-1]],
+            "evaluation": _range(seeding.EVALUATION.take(e.curve_episodes)),
+            "gate": seeding.GATE.first,
+        },
         "versions": versions(),
     }
     folder.write_json("result.json", result)
@@ -140,7 +152,13 @@ def write_video(path: Path, frames: list[np.ndarray]) -> None:
 
     height, width = frames[0].shape[:2]
     writer = imageio_ffmpeg.write_frames(
-        str(path), (width, height), fps=FPS, codec="libx264", quality=7, macro_block_size=2, output_params=["-movflags", "+faststart"]
+        str(path),
+        (width, height),
+        fps=FPS,
+        codec="libx264",
+        quality=7,
+        macro_block_size=2,
+        output_params=["-movflags", "+faststart"],
     )
     writer.send(None)
     for frame in [*frames, *[frames[-1]] * (FPS // 2)]:

@@ -34,7 +34,14 @@ def encode_episode(base: BasePolicy, episode: Episode, device: torch.device | st
 
 
 @torch.no_grad()
-def ingest(buffer: ReplayBuffer, episode: Episode, base: BasePolicy, *, stratum: Stratum | None = None, device: torch.device | str = "cpu") -> None:
+def ingest(
+    buffer: ReplayBuffer,
+    episode: Episode,
+    base: BasePolicy,
+    *,
+    stratum: Stratum | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
     """Add an episode to the buffer. The critic learns from what was executed, as the policy would have normalised it.
 
     Raises:

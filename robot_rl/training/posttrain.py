@@ -115,9 +115,13 @@ def prepare_base(
     policy = load_policy(folder.base if source is None else source, device)
     for name, feature in policy.spec.observation_features.items():
         if name not in spec.observation_features or spec.observation_features[name].shape != feature.shape:
-            raise ValueError(f"base.path={str(source)!r}: the policy reads {name} {feature.shape}; {spec.env_id} has {dict(spec.observation_features)}")
+            raise ValueError(
+                f"base.path={str(source)!r}: the policy reads {name} {feature.shape}; {spec.env_id} has {dict(spec.observation_features)}"
+            )
     if policy.spec.action.dim != spec.action.dim:
-        raise ValueError(f"base.path={str(source)!r}: {policy.spec.action.dim} action dimensions; {spec.env_id} has {spec.action.dim}")
+        raise ValueError(
+            f"base.path={str(source)!r}: {policy.spec.action.dim} action dimensions; {spec.env_id} has {spec.action.dim}"
+        )
     return policy
 
 

@@ -27,8 +27,12 @@ class ScalarLog:
             try:
                 import wandb
             except ImportError as error:
-                raise ImportError(f"logging.wandb={config.logging.wandb!r} needs the package wandb: pip install wandb") from error
-            self._wandb = wandb.init(project=config.logging.wandb, config=to_json(to_dict(config)), dir=str(folder.path), resume="allow")
+                raise ImportError(
+                    f"logging.wandb={config.logging.wandb!r} needs the package wandb: pip install wandb"
+                ) from error
+            self._wandb = wandb.init(
+                project=config.logging.wandb, config=to_json(to_dict(config)), dir=str(folder.path), resume="allow"
+            )
 
     def write(self, values: Mapping[str, float], env_steps: int) -> None:
         for name, value in values.items():

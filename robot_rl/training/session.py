@@ -22,6 +22,7 @@ from robot_rl.learners.batch import EPISODE_RETURN, Batch
 from robot_rl.learners.objectives import Metrics
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.policies.base import BasePolicy
+from robot_rl.progress import Progress
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.replay.windows import WindowConfig
@@ -33,9 +34,8 @@ from robot_rl.training.build import build_head
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from robot_rl.training.config import PostTrainConfig
 from robot_rl.training.ingest import ingest
-from robot_rl.training.interrupt import InterruptFlag, Interrupted
+from robot_rl.training.interrupt import Interrupted, InterruptFlag
 from robot_rl.training.measuring import measure, success_interval
-from robot_rl.progress import Progress
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.scalars import ScalarLog
 from robot_rl.types import Episode, FeatureSpec, Stratum
@@ -201,13 +201,13 @@ class Session:
             else ActingPolicy(self.base, mode="base", device=self.device)
         )
         first = c.round * schedule.round_episodes
-        seeds = [seeding.key("training", self.config.seed, first + i) % seeding.TRAINING.last for i in range(schedule.round_episodes)]
+        seeds = [
+            seeding.key("training", self.config.seed, first + i) % seeding.TRAINING.last for i in range(schedule.round_episodes)
+        ]
         ids = [f"r{c.round:06d}e{i:03d}" for i in range(schedule.round_episodes)]
         for stale in set(self.store.episode_ids()) & set(ids):  # an earlier attempt at this very round was cut short
             self.store.discard(stale)
-        plans = [
-            EpisodePlan(seed, ("training", self.config.seed, i), policy, i) for seed, i in zip(seeds, ids, strict=True)
-        ]
+        plans = [EpisodePlan(seed, ("training", self.config.seed, i), policy, i) for seed, i in zip(seeds, ids, strict=True)]
         outcomes = self.rollout.play(plans, store=self.store, keep_episodes=True, should_stop=self.flag)
         self.store.flush()
         if len(outcomes) < len(plans):
@@ -278,7 +278,8 @@ class Session:
     def _probation(self) -> None:
         """One block of probation episodes on gate seeds; interrupting it loses the block and nothing else."""
         version, mode = self.gate.on_probation, self.gate.probation_mode
-        assert version is not None and mode is not None
+        assert version is not None
+        assert mode is not None
         seeds = self.gate.fresh_seeds(seeding.GATE.take(self.config.gate.n_max, self._gate_offset), len(self.rollout.vector))
         known = {s: self.gate.cached(s) for s in seeds}
         missing = [s for s in seeds if known[s] is None]
@@ -354,7 +355,9 @@ class Session:
 
     def _log_gate(self, events: list[GateEvent]) -> None:
         for event in events:
-            self.folder.append("gate.jsonl", event.to_json(env_steps=self.counters.env_steps, wall_seconds=self.counters.wall_seconds))
+            self.folder.append(
+                "gate.jsonl", event.to_json(env_steps=self.counters.env_steps, wall_seconds=self.counters.wall_seconds)
+            )
             if event.event != "candidate":
                 self.progress.log(
                     f"{self.counters.env_steps} steps: version {event.version} ({event.mode}) {event.event.replace('_', ' ')}, "
@@ -367,7 +370,9 @@ class Session:
         self._metrics.clear()
         if c.recent:
             values["train/success"] = float(np.mean(c.recent))
-        values["train/base_share"] = self.config.mixture.share(c.env_steps - c.actor_started_at) if c.actor_started_at >= 0 else 1.0
+        values["train/base_share"] = (
+            self.config.mixture.share(c.env_steps - c.actor_started_at) if c.actor_started_at >= 0 else 1.0
+        )
         line = {"env_steps": c.env_steps, "updates": self.learner.updates, "wall_seconds": c.wall_seconds, **values}
         self.folder.append("metrics.jsonl", line)
         self.scalars.write(values, c.env_steps)

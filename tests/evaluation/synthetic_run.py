@@ -59,7 +59,9 @@ def draw_video(path: Path, seed: int, success: bool, size: tuple[int, int] = (32
     writer.close()
 
 
-def make_run(folder: Path, *, videos: int = 0, episodes: int = 200, steps: int = 150_000, video_size: tuple[int, int] = (320, 240)) -> Path:
+def make_run(
+    folder: Path, *, videos: int = 0, episodes: int = 200, steps: int = 150_000, video_size: tuple[int, int] = (320, 240)
+) -> Path:
     """Writes every file of the run folder that the report reads."""
     rng = np.random.default_rng(4)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.learners.ensemble import CriticEnsemble
+from robot_rl.learners.reduce import draw_pair, reduce
 from robot_rl.nn.flat import polyak_
 from robot_rl.nn.mlp import StackedMLP
-from robot_rl.learners.reduce import draw_pair, reduce
 
 KINDS = [(activation, layer_norm) for activation in ("relu", "tanh") for layer_norm in (False, True)]
 
