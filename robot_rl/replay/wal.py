@@ -64,6 +64,8 @@ class StepRows:
 
     def _new_block(self) -> None:
         block = np.zeros(self.block_rows, self.dtype)
+        for name in _ACTIONS[1:]:
+            block[name] = np.nan  # what nobody proposed then costs nothing at append
         self.blocks.append(block)
         self._bytes = block.view(np.uint8).data.cast("B")
         self._action_views = [block[name] for name in _ACTIONS]
@@ -79,25 +81,30 @@ class StepRows:
         # The dot product is a cheap test for NaN and infinity; it may overflow, so it only decides whether to look closer.
         if action.shape != self._shape or not (math.isfinite(np.dot(action, action)) or np.isfinite(action).all()):
             raise ValueError(f"step {self.count}: action={step.action!r}, expected {self._shape[0]} finite numbers")
-        proposed = (action, step.action_base, step.action_policy, step.action_human)
-        for view, value, name in zip(self._action_views, proposed, _ACTIONS, strict=True):
-            if value is None:
-                view[row] = np.nan
-            else:
-                if np.shape(value) != self._shape:
-                    raise ValueError(f"step {self.count}: {name} has shape {np.shape(value)}, expected {self._shape}")
-                view[row] = value
+        proposed = (step.action_base, step.action_policy, step.action_human)
+        for value, name in zip(proposed, _ACTIONS[1:], strict=True):
+            if value is not None and np.shape(value) != self._shape:
+                raise ValueError(f"step {self.count}: {name} has shape {np.shape(value)}, expected {self._shape}")
         observation = step.observation
         if len(observation) != self._n_features:
             raise ValueError(
                 f"step {self.count}: observation has {sorted(observation)}; the store holds {[f[0] for f in self._features]}"
             )
-        for view, feature in zip(self._observation_views, self._features, strict=True):
-            view[row] = self.check_observation(observation, feature)
-        _SCALARS.pack_into(
-            self._bytes, offset + 8, STEP, self.count, step.source, step.safety, step.reward, step.terminated, step.truncated,
-            step.decision_id, step.chunk_row, step.weights_version, step.intervention_id, step.stamp_ns,
-        )  # fmt: skip
+        values = [self.check_observation(observation, feature) for feature in self._features]
+        try:
+            _SCALARS.pack_into(
+                self._bytes, offset + 8, STEP, self.count, step.source, step.safety, step.reward, step.terminated, step.truncated,
+                step.decision_id, step.chunk_row, step.weights_version, step.intervention_id, step.stamp_ns,
+            )  # fmt: skip
+        except (struct.error, TypeError) as error:
+            raise ValueError(f"step {self.count}: a scalar does not fit its type: {error}") from error
+        # Everything is checked by now: a step that is refused must not leave values where the next one leaves them out.
+        self._action_views[0][row] = action
+        for i, value in enumerate(proposed, 1):
+            if value is not None:
+                self._action_views[i][row] = value
+        for view, value in zip(self._observation_views, values, strict=True):
+            view[row] = value
         self._row += 1
         self.count += 1  # last: a flusher reads rows below count only
 

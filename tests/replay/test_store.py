@@ -332,3 +332,13 @@ def test_a_reader_never_sees_half_an_episode(tmp_path: Path):
     assert seen == store.episode_ids()
     assert len(seen) == 25
     store.close()
+
+
+def test_a_refused_step_leaves_no_trace(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    with new_store(tmp_path / "s") as store:
+        writer = store.begin(EpisodeMeta("e"))
+        with pytest.raises(ValueError, match="scalar"):
+            writer.append(Step(observation(rng), np.zeros(3), action_human=np.ones(3), weights_version=2**40))
+        writer.append(Step(observation(rng), np.zeros(3)))
+        assert np.isnan(writer.commit(observation(rng)).action_human).all()
