@@ -14,8 +14,10 @@ At B and C, learners that can delay the actor move it once per 20 critic updates
 exactly that too. LeRobot's networks always have LayerNorm, SiLU and one linear state encoder, at A as well.
 
 Every learner lives in a process of its own with ``--threads`` threads and waits while another is timed. Prints one JSON
-object: updates per second (median over rounds, and every round), and our median over each peer's. A learner that is not
-installed is "absent", one that does not start is "failed".
+object: updates per second (median over rounds, and every round), and our median over each peer's. Updates per second of
+CPU time say what a learner takes from its neighbours; on a busy machine, trust those with ``--threads 1``. On a machine that
+runs other things too, set OMP_WAIT_POLICY=PASSIVE: threads that spin at barriers while others want the core cost more
+than they compute (for every learner here). A learner that is not installed is "absent", one that does not start is "failed".
 """
 
 from __future__ import annotations
@@ -83,9 +85,11 @@ def robot_rl(s: Setting, same_schedule: bool = False, precision: str = "highest"
     from robot_rl.learners.sac import SACConfig, SACLearner, Transitions
 
     plain = same_schedule or s.utd == 1
+    reductions = {"target_reduce": "min", "actor_reduce": "min"} if plain else {}  # else the defaults: min_pair, mean
     config = SACConfig(
         OBSERVATION, s.action, n_critics=s.critics, hidden=s.hidden, critic_layer_norm=s.layer_norm, utd=s.utd,
-        actor_every=1 if plain else s.utd, target_reduce="min" if plain else "min_pair", actor_reduce="min" if plain else "mean",
+        actor_every=1 if plain else s.utd,
+        **reductions,  # type: ignore[arg-type]
         matmul_precision=precision,  # type: ignore[arg-type]
     )  # fmt: skip
     learner = SACLearner(config)
@@ -244,16 +248,16 @@ def work(name: str, setting: str, threads: int) -> None:
     s = SETTINGS[setting]
     module = importlib.import_module(LEARNERS[name][0])
     call = LEARNERS[name][1](s)
-    for _ in range(2 if s.utd > 1 else 10):
+    for _ in range(1 if s.utd > 1 else 5):
         call()
     print(json.dumps({"version": getattr(module, "__version__", "")}), flush=True)
     for line in sys.stdin:
         seconds, updates = float(line), 0
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         while (elapsed := time.perf_counter() - start) < seconds:
             call()
             updates += s.utd
-        print(json.dumps({"rate": updates / elapsed}), flush=True)
+        print(json.dumps({"rate": updates / elapsed, "cpu_rate": updates / (time.process_time() - cpu)}), flush=True)
 
 
 def measure(setting: str, names: list[str], seconds: float, rounds: int, threads: int) -> dict[str, Any]:
@@ -272,7 +276,10 @@ def measure(setting: str, names: list[str], seconds: float, rounds: int, threads
             worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
             workers[name] = worker
             try:
-                result[name] = _answer(worker, name) | {"rounds": []}  # wait: warm-ups must not disturb each other
+                result[name] = _answer(worker, name) | {
+                    "rounds": [],
+                    "cpu_rounds": [],
+                }  # wait: warm-ups must not disturb each other
             except RuntimeError as error:  # a peer of another version; its traceback is on standard error
                 del workers[name]
                 result[name] = f"failed: {error}"
@@ -281,22 +288,22 @@ def measure(setting: str, names: list[str], seconds: float, rounds: int, threads
                 assert worker.stdin is not None
                 worker.stdin.write(f"{seconds}\n")
                 worker.stdin.flush()
-                result[name]["rounds"].append(round(_answer(worker, name)["rate"], 2))
+                answer = _answer(worker, name)
+                result[name]["rounds"].append(round(answer["rate"], 2))
+                result[name]["cpu_rounds"].append(round(answer["cpu_rate"], 2))
+                print(f"{setting} {name}: {answer['rate']:.2f} updates/s", file=sys.stderr)
     finally:
         for worker in workers.values():
             if worker.stdin is not None:
                 worker.stdin.close()
             worker.wait()
-    for entry in result.values():
-        if isinstance(entry, dict):
-            entry["updates_per_second"] = statistics.median(entry["rounds"])
-    ours = result.get("robot_rl")
-    if isinstance(ours, dict):
-        result["ratio"] = {
-            name: round(ours["updates_per_second"] / entry["updates_per_second"], 2)
-            for name, entry in result.items()
-            if isinstance(entry, dict) and name != "robot_rl"
-        }
+    timed = {name: entry for name, entry in result.items() if isinstance(entry, dict)}
+    for entry in timed.values():
+        entry["updates_per_second"] = statistics.median(entry["rounds"])
+        entry["updates_per_cpu_second"] = statistics.median(entry["cpu_rounds"])
+    if ours := timed.pop("robot_rl", None):
+        for ratio, rate in (("ratio", "updates_per_second"), ("cpu_ratio", "updates_per_cpu_second")):
+            result[ratio] = {name: round(ours[rate] / entry[rate], 2) for name, entry in timed.items()}
     return result
 
 

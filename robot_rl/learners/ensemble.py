@@ -77,7 +77,7 @@ class CriticEnsemble(StackedMLP):
         return self.run(x, self._tape(x.shape[-2], n), heads).squeeze(-1).clone()
 
     def reduced_value(self, x: Tensor, how: Reduction, generator: torch.Generator | None = None, *, k: float = 1.0) -> Tensor:
-        """``reduce(value(x), how, generator)``, (B,); ``min_pair`` evaluates just the two heads it drew (RLPD, Ball et al. 2023)."""
+        """``reduce(value(x), how, generator)``, (B,); ``min_pair`` evaluates only the two heads it drew (as RLPD does)."""
         check_reduction(how, self.n)
         if how != "min_pair":
             return reduce(self.value(x), how, k=k)
