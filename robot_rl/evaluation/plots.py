@@ -13,17 +13,17 @@ from math import ceil, floor, isfinite, log10
 
 import numpy as np
 
-THIN = "\u202f"
+THIN, MINUS, DASH, TIMES = "\u202f", "\u2212", "\u2013", "\u00d7"  # narrow space, minus, en dash, times
 
 
 def percent(value: float, digits: int = 0) -> str:
     """``42 %``, with a narrow space; never rounds a rate that is not 0 or 1 to 0 % or 100 %."""
     if not isfinite(value):
-        return "–"
+        return DASH
     shown = round(100 * value, digits)
     if digits == 0 and ((shown == 100 and value < 1) or (shown == 0 and value > 0)):
         return percent(value, 1)
-    return f"{shown:.{digits}f}{THIN}%".replace("-", "−")
+    return f"{shown:.{digits}f}{THIN}%".replace("-", MINUS)
 
 
 def count(value: float) -> str:
@@ -40,7 +40,7 @@ def short(value: float) -> str:
         return f"{value / 1e3:g}k"
     if size and size < 1e-3:
         return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value:.4g}".replace("-", MINUS)
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -103,7 +103,13 @@ def text(x: float, y: float, value: str, css: str = "", anchor: str = "start", e
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{css}" text-anchor="{anchor}" {extra}>{escape(value)}</text>'
 
 
-def _axes(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_name: Callable[[float], str], y_name: Callable[[float], str]) -> list[str]:  # fmt: skip
+def _axes(
+    frame: Frame,
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    x_name: Callable[[float], str],
+    y_name: Callable[[float], str],
+) -> list[str]:
     out = []
     for value in y_ticks:
         y = frame.py(value)
@@ -130,7 +136,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Mark:
-    """One gate event on the strip below the learning curve; ``kind`` is a gate event name."""
+    """One gate event on the strip below the learning curve.
+
+    ``kind`` is ``promoted`` (and acts), ``reserve`` (promoted, but another version acts), ``rejected`` or ``rolled_back``.
+    """
 
     x: float
     kind: str
@@ -206,8 +215,9 @@ def learning_curve(
 
 def _gate_mark(x: float, y: float, mark: Mark) -> str:
     tip = f'data-tip="{escape(mark.tip, quote=True)}"'
-    if mark.kind == "promoted":
-        return f'<path class="mark good" d="M{x:.1f},{y - 7}l6.5,12h-13z" {tip}/>'
+    if mark.kind in ("promoted", "reserve"):
+        css = "good" if mark.kind == "promoted" else "reserve"
+        return f'<path class="mark {css}" d="M{x:.1f},{y - 7}l6.5,12h-13z" {tip}/>'
     if mark.kind == "rolled_back":
         return f'<path class="mark bad" d="M{x:.1f},{y + 7}l6.5,-12h-13z" {tip}/>'
     if mark.kind == "rejected":
@@ -225,7 +235,14 @@ class Start:
     tip: str = ""
 
 
-def start_map(starts: Sequence[Start], x_name: str, y_name: str, title: str, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:  # fmt: skip
+def start_map(
+    starts: Sequence[Start],
+    x_name: str,
+    y_name: str,
+    title: str,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+) -> str:
     """Success (dots) and failure (crosses) over two start parameters. Shapes differ as well as colours."""
     width, height = 440.0, 380.0
     frame = Frame(width, height, 62, 14, 12, 50, _padded(x_range), _padded(y_range))
@@ -284,7 +301,7 @@ def scalar(name: str, points: Sequence[tuple[float, float]], x_max: float) -> st
         low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
     pad = 0.08 * (high - low)
     frame = Frame(width, height, 48, 8, 8, 24, (0.0, x_max or 1.0), (low - pad, high + pad))
-    body = _axes(frame, ticks(0, frame.x[1], 2), ticks(*frame.y, 3), short, short)
+    body = _axes(frame, ticks(0, frame.x[1], 3), ticks(*frame.y, 4), short, short)
     drawn = _thin(finite, 400)
     clipped = [(x, min(max(y, frame.y[0]), frame.y[1])) for x, y in drawn]
     if len(clipped) == 1:

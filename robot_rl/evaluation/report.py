@@ -24,7 +24,7 @@ import numpy as np
 
 from robot_rl import __version__
 from robot_rl.evaluation import plots
-from robot_rl.evaluation.plots import THIN, count, percent
+from robot_rl.evaluation.plots import DASH, MINUS, THIN, TIMES, count, percent
 from robot_rl.evaluation.report_assets import ARROW, CSS, JS
 from robot_rl.evaluation.results import (
     EpisodeLine,
@@ -163,9 +163,11 @@ def render(run: RunFolder) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy, quote=True)}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="referrer" content="no-referrer">'
-        f'<link rel="icon" href="data:,"><title>{escape(title)} · robot_rl report</title><style>{CSS}</style></head><body><main>'
+        f'<link rel="icon" href="data:,"><title>{escape(title)} · robot_rl report</title>'
+        f"<style>{CSS}</style></head><body><main>"
         + "".join(parts)
-        + f"</main><footer>Written {stamp} by robot_rl {escape(__version__)}. Intervals are 95{THIN}% Wilson unless named.</footer>"
+        + f"</main><footer>Written {stamp} by robot_rl {escape(__version__)}. "
+        + f"Intervals are 95{THIN}% Wilson unless named.</footer>"
         f'<div id="tip" role="status"></div><script>{JS}</script></body></html>\n'
     )
 
@@ -185,6 +187,11 @@ def _note(html: str) -> str:
     return f'<p class="note">{html}</p>'
 
 
+def _key(shape: str, label: str) -> str:
+    """One entry of a legend: a trusted SVG shape and its name."""
+    return f'<li><svg viewBox="0 0 16 16" aria-hidden="true">{shape}</svg>{escape(label)}</li>'
+
+
 def _span(interval: Interval, digits: int = 0) -> str:
     low, high = percent(interval.low, digits), percent(interval.high, digits)
     return f"{low} to {high}"
@@ -192,7 +199,7 @@ def _span(interval: Interval, digits: int = 0) -> str:
 
 def _duration(seconds: float) -> str:
     if not math.isfinite(seconds):
-        return "–"
+        return DASH
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f}{THIN}s"
@@ -205,14 +212,14 @@ def _p_value(p: float) -> str:
     if p >= 0.001:
         return f"{p:.3f}"
     if p == 0.0:
-        return "below 10<sup>−300</sup>"
+        return f"below 10<sup>{MINUS}300</sup>"
     exponent = math.floor(math.log10(p))
-    return f"{p / 10**exponent:.1f}{THIN}×{THIN}10<sup>−{-exponent}</sup>"
+    return f"{p / 10**exponent:.1f}{THIN}{TIMES}{THIN}10<sup>{MINUS}{-exponent}</sup>"
 
 
 def _points(value: float) -> str:
     """A difference of rates in percentage points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
+    return f"{100 * value:+.1f}".replace("-", MINUS).replace("+0.0", "0.0").replace(MINUS + "0.0", "0.0")
 
 
 def _header(run: RunFolder) -> str:
@@ -228,7 +235,8 @@ def _header(run: RunFolder) -> str:
                 continue
             interval = f"{_span(rate.interval, 1 if rate.rate > 0.9 else 0)}"
             cells.append(
-                f'<div class="rate {css}"><b>{percent(rate.rate)}</b><span>{who}<br>{rate.successes} of {rate.n}, {interval}</span></div>'
+                f'<div class="rate {css}"><b>{percent(rate.rate)}</b>'
+                f"<span>{who}<br>{rate.successes} of {rate.n}, {interval}</span></div>"
             )
         out.append(f'<div class="hero">{ARROW.join(cells)}</div>')
     if paired is not None:
@@ -240,12 +248,12 @@ def _header(run: RunFolder) -> str:
 
 def _lead(paired: PairedComparison) -> str:
     def starts(n: int) -> str:
-        return f"{n} start" if n == 1 else f"{n} starts"
+        return "no start" if n == 0 else "1 start" if n == 1 else f"{n} starts"
 
     return (
         f'<p class="lead">On {paired.n} held-out starts that training never saw, post-training newly solved '
         f"<strong>{starts(paired.new_wins)}</strong> and lost <strong>{starts(paired.old_wins)}</strong>; "
-        f"{starts(paired.both)} were solved by both, {paired.neither} by neither.</p>"
+        f"{paired.both} were solved by both, {paired.neither or 'none'} by neither.</p>"
     )
 
 
@@ -307,9 +315,9 @@ def _curve_section(run: RunFolder) -> str:
     names = {"promoted": "promoted", "rejected": "rejected", "rolled_back": "rolled back"}
     marks = [
         plots.Mark(
-            g.env_steps, g.event,
-            f"version {g.version} {names[g.event]} at {count(g.env_steps)} steps\n{g.successes} of {g.n}, {percent(g.lower)} to "
-            f"{percent(g.upper)}" + (f"\n{g.reason}" if g.reason else ""),
+            g.env_steps, "reserve" if g.event == "promoted" and g.acting not in (-1, g.version) else g.event,
+            f"version {g.version} {names[g.event]} at {count(g.env_steps)} steps\n{g.successes} of {g.n}, "
+            f"{percent(g.lower)} to {percent(g.upper)}" + (f"\n{g.reason}" if g.reason else ""),
         )
         for g in shown
     ]  # fmt: skip
@@ -317,28 +325,25 @@ def _curve_section(run: RunFolder) -> str:
     extra = points(latest) if acting else []
     wide = plots.learning_curve(drawn, base, extra, marks, 960, 410)
     narrow = plots.learning_curve(drawn, base, extra, marks, 380, 330)
-    key = [
-        '<li><svg viewBox="0 0 16 16"><path d="M0 8h16" stroke="var(--policy)" stroke-width="2.6"/></svg>Policy that acts</li>'
-    ]
+    key = [_key('<path d="M0 8h16" stroke="var(--policy)" stroke-width="2.6"/>', "Policy that acts")]
     if base is not None:
-        key.append(
-            '<li><svg viewBox="0 0 16 16"><path d="M0 8h16" stroke="var(--base)" stroke-width="2" stroke-dasharray="5 3"/></svg>Base policy</li>'
-        )
+        key.append(_key('<path d="M0 8h16" stroke="var(--base)" stroke-width="2" stroke-dasharray="5 3"/>', "Base policy"))
     if extra:
-        key.append(
-            '<li><svg viewBox="0 0 16 16"><path d="M0 8h16" stroke="var(--muted)" stroke-width="1.6" stroke-dasharray="2 3"/></svg>Newest version, not yet allowed to act</li>'
-        )
-    present = {g.event for g in shown}
-    if "promoted" in present:
-        key.append('<li><svg viewBox="0 0 16 16"><path d="M8 2l6.5 12h-13z" fill="var(--good)"/></svg>Promoted</li>')
-    if "rejected" in present:
-        key.append(
-            '<li><svg viewBox="0 0 16 16"><path d="M4 4l8 8m0-8l-8 8" stroke="var(--muted)" stroke-width="2"/></svg>Rejected</li>'
-        )
-    if "rolled_back" in present:
-        key.append('<li><svg viewBox="0 0 16 16"><path d="M8 14l6.5-12h-13z" fill="var(--bad)"/></svg>Rolled back</li>')
+        dotted = '<path d="M0 8h16" stroke="var(--muted)" stroke-width="1.6" stroke-dasharray="2 3"/>'
+        key.append(_key(dotted, "Newest version, before the gate"))
+    present = {m.kind for m in marks}
+    hollow = '<path d="M8 3l5.5 10h-11z" fill="none" stroke="var(--good)" stroke-width="1.6"/>'
+    for kind, shape, label in (
+        ("promoted", '<path d="M8 2l6.5 12h-13z" fill="var(--good)"/>', "Promoted, acts"),
+        ("reserve", hollow, "Promoted, in reserve"),
+        ("rejected", '<path d="M4 4l8 8m0-8l-8 8" stroke="var(--muted)" stroke-width="2"/>', "Rejected"),
+        ("rolled_back", '<path d="M8 14l6.5-12h-13z" fill="var(--bad)"/>', "Rolled back"),
+    ):
+        if kind in present:
+            key.append(_key(shape, label))
     rows = "".join(
-        f'<tr><td class="n">{count(e.env_steps)}</td><td>{escape(e.who)}</td><td class="n">{e.version}</td><td>{escape(e.mode)}</td>'
+        f'<tr><td class="n">{count(e.env_steps)}</td><td>{escape(e.who)}</td><td class="n">{e.version}</td>'
+        f"<td>{escape(e.mode)}</td>"
         f'<td class="n">{e.successes} of {e.n}</td><td class="n">{percent(e.rate, 1)}</td><td>{_span(e.interval, 1)}</td></tr>'
         for e in sorted(run.evaluations, key=lambda e: (e.env_steps, e.who))
     )
@@ -362,7 +367,8 @@ def _outcome(episode: EpisodeLine | None) -> str:
         return ""
     if episode.success:
         return f'<span class="ok">Success</span> after {episode.length} steps'
-    return f'<span class="fail">Failure</span>, {escape(episode.end)} after {episode.length} steps'
+    how = "" if episode.end == "failure" else f", {escape(episode.end)}"
+    return f'<span class="fail">Failure</span>{how} after {episode.length} steps'
 
 
 def _video_section(run: RunFolder) -> str:
@@ -377,7 +383,8 @@ def _video_section(run: RunFolder) -> str:
         turned = before is not None and after is not None and after.success and not before.success
         return (-int(both) - int(both and turned), seed)
 
-    budget, pairs, left_out = VIDEO_BUDGET_BYTES, [], 0
+    budget, left_out = VIDEO_BUDGET_BYTES, 0
+    pairs: list[str] = []
     for seed in sorted(seeds, key=interest):
         files = {who: run.videos[who, seed] for who in ("base", "policy") if (who, seed) in run.videos}
         size = sum(f.stat().st_size for f in files.values())
@@ -403,7 +410,7 @@ def _video_section(run: RunFolder) -> str:
     more = f" {left_out} more in the folder <code>videos</code>." if left_out else ""
     return _section(
         "Before and after", _note(f"The same starts, played by the base policy and by the post-trained one.{more}"),
-        f'<div class="pairs">{"".join(pairs)}</div>', css="videos",
+        f'<div class="pairs{" many" if len(pairs) > 1 else ""}">{"".join(pairs)}</div>', css="videos",
     )  # fmt: skip
 
 
@@ -447,10 +454,8 @@ def _start_section(run: RunFolder) -> str:
     )
     if len(varying) <= 2:
         about = "Each mark is one held-out start."
-    key = (
-        '<ul class="key"><li><svg viewBox="0 0 16 16"><circle cx="8" cy="8" r="4.5" fill="var(--good)"/></svg>Success</li>'
-        '<li><svg viewBox="0 0 16 16"><path d="M4 4l8 8m0-8l-8 8" stroke="var(--bad)" stroke-width="2.2"/></svg>Failure</li></ul>'
-    )
+    key = '<ul class="key">' + _key('<circle cx="8" cy="8" r="4.5" fill="var(--good)"/>', "Success")
+    key += _key('<path d="M4 4l8 8m0-8l-8 8" stroke="var(--bad)" stroke-width="2.2"/>', "Failure") + "</ul>"
     return _section("Success by start state", _note(about), f'<div class="grid-2">{"".join(figures)}</div>{key}')
 
 
@@ -480,7 +485,7 @@ def _failure_section(run: RunFolder) -> str:
         cells += "".join(f'<td class="n">{plots.short(round(e.start[p], 4))}</td>' for p in parameters)
         if base:
             before = base.get(e.seed)
-            cells += f"<td>{'–' if before is None else 'solved it' if before.success else 'failed too'}</td>"
+            cells += f"<td>{DASH if before is None else 'solved it' if before.success else 'failed too'}</td>"
         rows.append(f"<tr>{cells}</tr>")
     more = f"<p class='note'>{len(failed) - FAILURES_SHOWN} more in episodes.jsonl.</p>" if len(failed) > FAILURES_SHOWN else ""
     lost = sum(1 for e in failed if e.seed in base and base[e.seed].success)
@@ -564,7 +569,7 @@ def _details_section(run: RunFolder) -> str:
     extra = dict(run.result.extra) if run.result is not None else {}
     facts: list[tuple[str, str]] = [("Run folder", run.path.resolve().name)]
     if run.result is not None:
-        facts += [("Configuration hash", run.result.config_hash or "–"), ("Run seed", str(run.result.run_seed))]
+        facts += [("Configuration hash", run.result.config_hash or DASH), ("Run seed", str(run.result.run_seed))]
         seeds = run.result.seeds
         if isinstance(seeds, Mapping):
             facts.append(("Evaluation seeds", ", ".join(f"{k} {v}" for k, v in seeds.items())))
@@ -583,8 +588,9 @@ def _details_section(run: RunFolder) -> str:
     out = f"<details open><summary>Versions and machine</summary><dl class='spec'>{rows}</dl></details>"
     if run.gate:
         lines = "".join(
-            f'<tr><td class="n">{count(g.env_steps)}</td><td>{escape(g.event.replace("_", " "))}</td><td class="n">{g.version}</td>'
-            f'<td>{escape(g.mode)}</td><td class="n">{g.successes} of {g.n}</td><td>{percent(g.lower)} to {percent(g.upper)}</td>'
+            f'<tr><td class="n">{count(g.env_steps)}</td><td>{escape(g.event.replace("_", " "))}</td>'
+            f'<td class="n">{g.version}</td><td>{escape(g.mode)}</td><td class="n">{g.successes} of {g.n}</td>'
+            f"<td>{percent(g.lower)} to {percent(g.upper)}</td>"
             f"<td>{escape(g.reason)}</td></tr>"
             for g in run.gate
         )

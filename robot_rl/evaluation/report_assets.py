@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E501  (style sheets read better one rule a line)
+
 CSS = """
 :root{--bg:#fdfdfc;--ink:#16181d;--soft:#4a4f5a;--muted:#6b7280;--line:#e4e4e0;--card:#f5f5f2;--policy:#0b62a4;--base:#767b84;
 --good:#0b62a4;--bad:#c2450a;--grid:#ececE8;color-scheme:light dark}
@@ -22,7 +24,7 @@ p{margin:0 0 12px;max-width:68ch}
 .note{color:var(--soft);font-size:15px;margin-bottom:20px}
 section{padding:44px 0 0}
 .hero{display:flex;align-items:flex-end;gap:28px;margin:30px 0 14px;flex-wrap:wrap}
-.rate b{display:block;font-size:92px;line-height:.95;letter-spacing:-.045em;font-weight:680;white-space:nowrap}
+.rate b{display:block;font-size:92px;line-height:.95;letter-spacing:-.045em;font-weight:680;white-space:nowrap;font-variant-numeric:normal;font-feature-settings:"tnum" 0}
 .rate.before b{color:var(--base);font-weight:560}
 .rate.after b{color:var(--policy)}
 .rate span{display:block;color:var(--muted);font-size:14px;margin-top:12px}
@@ -54,14 +56,16 @@ figcaption b{color:var(--ink);font-weight:600}
 .plot .band.policy{fill:var(--policy);fill-opacity:.15}.plot .band.base{fill:var(--base);fill-opacity:.15}
 .plot .dot.policy{fill:var(--policy);stroke:var(--bg);stroke-width:1.4}
 .plot .promotion{stroke:var(--policy);stroke-opacity:.28;stroke-width:1}
-.plot .mark.good{fill:var(--good)}.plot .mark.bad{fill:var(--bad)}.plot .mark.muted{fill:var(--muted)}
+.plot .mark.good{fill:var(--good)}.plot .mark.reserve{fill:none;stroke:var(--good);stroke-width:1.5}.plot .mark.bad{fill:var(--bad)}.plot .mark.muted{fill:var(--muted)}
 .plot .mark.cross{stroke:var(--muted);stroke-width:1.7;fill:none}
 .plot .start.good{fill:var(--good);fill-opacity:.62}.plot .start.bad{stroke:var(--bad);stroke-width:2;fill:none}
 .plot .bar.base{fill:var(--base);fill-opacity:.75}.plot .bar.policy{fill:var(--policy)}
 .key{display:flex;flex-wrap:wrap;gap:4px 22px;font-size:13.5px;color:var(--soft);margin:10px 0 0;padding:0;list-style:none}
 .key li{display:flex;align-items:center;gap:7px}
 .key svg{width:15px;height:15px;flex:none;overflow:visible}
-.pairs{display:grid;gap:30px}
+.pairs{display:grid;gap:30px 40px}
+@media (min-width:900px){.pairs.many{grid-template-columns:1fr 1fr}.pairs.many .pair{gap:12px}}
+sup{line-height:0}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:12px 20px}
 .pair video{display:block;width:100%;height:auto;border-radius:6px;background:var(--card);border:1px solid var(--line)}
 .pair figcaption{margin:8px 0 0}
@@ -89,7 +93,7 @@ border-radius:5px;max-width:280px;white-space:pre-line;opacity:0}
 @media (max-width:720px){
 main,footer{padding-left:18px;padding-right:18px}
 header{padding-top:32px}h1{font-size:23px}
-.hero{gap:6px 18px;margin-top:22px;flex-wrap:nowrap}.rate b{font-size:clamp(44px,15vw,68px)}.rate span{font-size:12.5px;line-height:1.4;margin-top:8px}
+.hero{gap:6px 18px;margin-top:22px;flex-wrap:nowrap}.rate b{font-size:clamp(34px,12.4vw,68px)}.rate span{font-size:12.5px;line-height:1.4;margin-top:8px}
 .arrow{width:30px;height:30px;margin-bottom:48px}
 .lead{font-size:16.5px}.facts{grid-template-columns:1fr 1fr;gap:0 18px;margin-top:24px}.facts dd{font-size:16px}
 section{padding-top:36px}

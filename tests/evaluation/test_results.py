@@ -90,7 +90,8 @@ def test_steps_to_and_the_dip():
 
 def test_result_round_trip(tmp_path):
     result = RunResult(
-        task="Lift the cube", base=SuccessRate.of(84, 200), policy=SuccessRate.of(196, 200), env_steps=150_000, wall_seconds=5400.0,
+        task="Lift the cube", base=SuccessRate.of(84, 200), policy=SuccessRate.of(196, 200),
+        env_steps=150_000, wall_seconds=5400.0,
         steps_to={"50": 20_000, "90": None}, lowest_acting_minus_base=-0.01, config_hash="abc", run_seed=3,
         seeds={"first": 2_001_000, "last": 2_001_200}, extra={"machine": {"cpu": "8 cores"}},
     )  # fmt: skip
