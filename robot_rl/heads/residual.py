@@ -79,7 +79,7 @@ class ResidualHead(Head):
     def propose(
         self, conditioning: Tensor, base: BasePolicy, noise: Tensor | None, exploration: Tensor | None, mode: Mode
     ) -> Proposal:
-        chunk_base = base.sample(conditioning, noise)  # type: ignore[arg-type]
+        chunk_base = base.sample(conditioning, noise)
         rows = chunk_base[:, : self.rows]
         u = self.unit_action(conditioning, rows)
         if mode == "explore":

@@ -169,7 +169,7 @@ class Temperature(nn.Module):
         slope = -(log_prob.mean() + self.target_entropy)  # dloss/dlog α
         loss = self.log_alpha.detach() * slope
         if not self.fixed:
-            self.log_alpha.grad.copy_(slope)  # type: ignore[union-attr]
+            self.log_alpha.grad.copy_(slope)
             self.optimizer.step()
             if self.floor > 0:
                 self.log_alpha.clamp_(min=math.log(self.floor))

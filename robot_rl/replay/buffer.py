@@ -295,7 +295,7 @@ class ReplayBuffer:
         noise = [episode.decisions[i].noise for i in episode.decision_id[starts]]
         if not noise:
             return starts, None
-        return starts, _fit(np.stack(noise), (len(noise), *self.noise_shape), f"{who}: noise")  # type: ignore[arg-type]
+        return starts, _fit(np.stack(noise), (len(noise), *self.noise_shape), f"{who}: noise")
 
     def _take_noise_rows(self, count: int) -> np.ndarray:
         self._n_free -= count

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from robot_rl import seeding
-from robot_rl.heads.base import Head
+from robot_rl.heads.base import Head, Mode
 from robot_rl.policies.base import BasePolicy
 from robot_rl.types import Decision
 
@@ -63,16 +63,16 @@ class ActingPolicy:
         noise, exploration, by_base = self._draw(requests)
         if self.mode in ("base", "zero_noise"):
             latent = torch.zeros_like(noise) if self.mode == "zero_noise" and noise is not None else noise
-            chunk = chunk_base = self.base.sample(conditioning, latent)  # type: ignore[arg-type]
+            chunk = chunk_base = self.base.sample(conditioning, latent)
             log_prob = np.full(len(requests), np.nan)
         else:
             assert self.head is not None
-            proposal = self.head.propose(conditioning, self.base, noise, exploration, self.mode)
+            proposal = self.head.propose(conditioning, self.base, noise, exploration, cast(Mode, self.mode))
             chunk, chunk_base, latent = proposal.chunk, proposal.chunk_base, proposal.noise
             log_prob = proposal.log_prob.cpu().numpy().copy()
             if by_base.any():
                 rows = torch.from_numpy(by_base).to(self.device)
-                own = self.base.sample(conditioning, noise)  # type: ignore[arg-type]
+                own = self.base.sample(conditioning, noise)
                 chunk = torch.where(rows[:, None, None], own, chunk)
                 chunk_base = torch.where(rows[:, None, None], own, chunk_base)
                 latent = None if latent is None or noise is None else torch.where(rows[:, None, None], noise, latent)

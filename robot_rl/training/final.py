@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from robot_rl import __version__, seeding
+from robot_rl.evaluation.report import write_report
+from robot_rl.evaluation.results import EvaluationLine, load_lines, lowest_acting_minus_base, steps_to
 from robot_rl.progress import Progress
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.sim.rollout import EpisodeOutcome, EpisodePlan, Rollout
@@ -19,7 +21,6 @@ from robot_rl.training.measuring import measure, success_interval
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.session import Session
 
-THRESHOLDS = (0.50, 0.75, 0.90)
 FPS = 20
 
 
@@ -55,6 +56,7 @@ def finish(
     folder.write_lines("episodes.jsonl", lines)  # type: ignore[arg-type]
     film(config, folder, policies, outcomes, rollout, progress)
     c.wall_seconds += time.monotonic() - began
+    curve = load_lines(EvaluationLine, folder.path / "evaluations.jsonl")
     result = summary | {
         "task": rollout.spec.env_id,
         "env_steps": c.env_steps,
@@ -63,8 +65,8 @@ def finish(
         "updates": session.learner.updates,
         "wall_seconds": c.wall_seconds,
         "phase_seconds": c.seconds,
-        "steps_to": steps_to(folder),
-        "lowest_acting_minus_base": lowest_acting_minus_base(folder),
+        "steps_to": steps_to((line.env_steps, line.rate) for line in curve if line.who in ("base", "acting")),
+        "lowest_acting_minus_base": lowest_acting_minus_base(curve),
         "acting": {"version": version, "mode": mode},
         "ended": c.done,
         "config_hash": session.scalars.config_hash,
@@ -78,8 +80,6 @@ def finish(
         "versions": versions(),
     }
     folder.write_json("result.json", result)
-    from robot_rl.evaluation.report import write_report
-
     path = write_report(folder.path)
     progress.log(f"report: {path}")
     return result
@@ -87,25 +87,6 @@ def finish(
 
 def _range(seeds: list[int]) -> list[int]:
     return [seeds[0], seeds[-1]]
-
-
-def _curve(folder: RunFolder) -> tuple[float, list[tuple[int, float]]]:
-    lines = folder.read("evaluations.jsonl")
-    base = next(line["successes"] / line["n"] for line in lines if line["who"] == "base")
-    return base, [(line["env_steps"], line["successes"] / line["n"]) for line in lines if line["who"] == "acting"]
-
-
-def steps_to(folder: RunFolder) -> dict[str, int | None]:
-    """Training steps at the first curve point at or above 50, 75 and 90 %; 0 when the base is there already, None if never."""
-    base, curve = _curve(folder)
-    points = [(0, base), *curve]
-    return {f"{t:.0%}".rstrip("%"): next((steps for steps, success in points if success >= t), None) for t in THRESHOLDS}
-
-
-def lowest_acting_minus_base(folder: RunFolder) -> float:
-    """The deepest the acting policy ever was below (negative) or above the base, on the same starts."""
-    base, curve = _curve(folder)
-    return min((success - base for _, success in curve), default=0.0)
 
 
 def versions() -> dict[str, str]:

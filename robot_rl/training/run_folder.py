@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from robot_rl.evaluation.results import append_jsonl
+
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "gate.jsonl")
 
 
@@ -48,16 +50,7 @@ class RunFolder:
 
     def append(self, log: str, line: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``, ``evaluations.jsonl`` or ``gate.jsonl``."""
-        with (self.path / log).open("a") as file:
-            file.write(json.dumps(to_json(line), allow_nan=False) + "\n")
-
-    def read(self, log: str) -> list[dict[str, Any]]:
-        """Every complete line of a log; a torn last line (the run was killed) is left out."""
-        path = self.path / log
-        if not path.exists():
-            return []
-        lines = path.read_text().split("\n")[:-1]
-        return [json.loads(line) for line in lines if line]
+        append_jsonl(self.path / log, line)
 
     def write_lines(self, name: str, lines: list[Mapping[str, Any]]) -> None:
         """Replace a whole JSONL file at once."""

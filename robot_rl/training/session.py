@@ -248,7 +248,7 @@ class Session:
     def _train(self, updates: int, update: Callable[[Batch], Metrics]) -> None:
         c, schedule = self.counters, self.config.schedule
         share = schedule.demo_share(c.env_steps) if self.config.demos.prefill else 0.0
-        ratios = {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share}
+        ratios: dict[Stratum | str, float] = {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share}
         every = self.config.logging.every_updates
         for _ in range(updates):
             windows = self.buffer.sample(schedule.batch_size, self.rng, ratios)
