@@ -93,8 +93,8 @@ class StepRows:
         values = [self.check_observation(observation, feature) for feature in self._features]
         try:
             _SCALARS.pack_into(
-                self._bytes, offset + 8, STEP, self.count, step.source, step.safety, step.reward, step.terminated, step.truncated,
-                step.decision_id, step.chunk_row, step.weights_version, step.intervention_id, step.stamp_ns,
+                self._bytes, offset + 8, STEP, self.count, step.source, step.safety, step.reward, step.terminated,
+                step.truncated, step.decision_id, step.chunk_row, step.weights_version, step.intervention_id, step.stamp_ns,
             )  # fmt: skip
         except (struct.error, TypeError) as error:
             raise ValueError(f"step {self.count}: a scalar does not fit its type: {error}") from error
