@@ -39,13 +39,15 @@ def one_core() -> None:
 
 def tabletop_steps(env_id: str, steps: int) -> Callable[[], float]:
     """Replays expert episodes (contacts, grasps and all); the expert's own time and resets are not counted."""
-    env, recorded = make_env(env_id), []
+    env: Any = make_env(env_id)
+    recorded: list[tuple[int, list[np.ndarray]]] = []
     expert = make_expert(env)
     while sum(len(a) for _, a in recorded) < steps:
         seed = len(recorded)
         observation, _ = env.reset(seed=seed)
         expert.reset(env, np.random.default_rng(seed))
-        actions, ended = [], False
+        actions: list[np.ndarray] = []
+        ended = False
         while not ended:
             actions.append(expert.act(observation))
             observation, _, terminated, truncated, _ = env.step(actions[-1])
@@ -131,9 +133,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=400, help="control steps per round and task")
-    parser.add_argument(
-        "--vectors", action="store_true", help="also 8 environments in turns, threads and processes on all cores"
-    )
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--vectors", action="store_true", help="also 8 environments at once, on all cores")
     args = parser.parse_args()
     global CLOCK
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
