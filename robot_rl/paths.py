@@ -95,3 +95,23 @@ def find_config(name: str | os.PathLike[str]) -> Path:
 def runs() -> Path:
     """Where runs go when nobody says otherwise: ``$ROBOT_RL_RUNS`` or ``./runs``."""
     return Path(os.environ.get("ROBOT_RL_RUNS", "runs"))
+
+
+def recordings() -> Path:
+    """Where recordings lie that are no part of the project: ``$ROBOT_RL_DATA``, else ``../shared/data`` beside a checkout."""
+    given = os.environ.get("ROBOT_RL_DATA")
+    return Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def find_recording(path: Path) -> Path:
+    """``path`` as it stands, or else below :func:`recordings`.
+
+    Raises:
+        FileNotFoundError: it is in neither place.
+    """
+    for candidate in (path, recordings() / path):
+        if candidate.exists():
+            return candidate
+    raise FileNotFoundError(
+        f"recording {str(path)!r} is neither there nor in {recordings()}; set ROBOT_RL_DATA to the folder that holds it"
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, IntFlag
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class SafetyFlag(IntFlag):
     STALE_OPERATOR = 256
     WATCHDOG = 512
     CHUNK_RATE = 1024
+    GRIPPER_RATE = 2048  # opened and closed more often than allowed
 
 
 class Stratum(str, Enum):
@@ -103,8 +104,8 @@ class ActionSpec:
     kind: tuple[str, ...] = ()
     mode: tuple[str, ...] = ()
 
-    KINDS = ("continuous", "gripper_continuous", "gripper_discrete", "frozen")
-    MODES = ("absolute", "delta")
+    KINDS: ClassVar[tuple[str, ...]] = ("continuous", "gripper_continuous", "gripper_discrete", "frozen")
+    MODES: ClassVar[tuple[str, ...]] = ("absolute", "delta")
 
     def __post_init__(self) -> None:
         n = len(self.low)
@@ -231,7 +232,7 @@ class Episode:
     stamp_ns: np.ndarray
     decisions: list[Decision] = field(default_factory=list)
 
-    STEP_ARRAYS = {
+    STEP_ARRAYS: ClassVar[dict[str, str]] = {
         "action": "float32", "action_base": "float32", "action_policy": "float32", "action_human": "float32",
         "source": "uint8", "safety": "uint32", "reward": "float32", "terminated": "bool", "truncated": "bool",
         "decision_id": "int32", "chunk_row": "int32", "weights_version": "int32", "intervention_id": "int32",
@@ -318,6 +319,8 @@ class RewardEvent:
         if self.step < 0:
             raise ValueError(f"RewardEvent.step={self.step}: accepted are integers >= 0")
         if bool(np.isfinite(self.value)) != self.valid:
-            raise ValueError(f"RewardEvent.value={self.value} with valid={self.valid}: the value is finite if and only if valid")
+            raise ValueError(
+                f"RewardEvent.value={self.value} with valid={self.valid}: the value is finite if and only if valid"
+            )
         if not self.source:
             raise ValueError("RewardEvent.source is empty: accepted is [a-z0-9_.]{1,48}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from robot_rl.policies.base import BasePolicy
@@ -18,7 +17,7 @@ class Proposal:
     """A batch of proposed chunks, normalised.
 
     Attributes:
-        chunk: (B, H, A) what should run; ``chunk_base``: (B, H, A) what the base would have run on the same noise.
+        chunk: (B, H, A) what should run; ``chunk_base``: (B, H, A) what the base itself makes of ``noise``.
         noise: (B, H_w, A_w) what entered the sampler, or None for a base without noise.
         log_prob: (B,) of the head's own action in unit space; NaN where the head has no density.
     """
@@ -33,10 +32,26 @@ class Proposal:
 class Head(nn.Module):
     """Small, versioned, and the only thing that is published to the acting side.
 
-    A fresh head acts exactly like the base policy in ``explore`` mode (residual: bitwise; latent noise: same
-    distribution up to its documented bound). ``propose(mode="eval")`` is deterministic given the noise it is handed.
+    All randomness is handed in, so that what a head does in an episode depends on that episode's seed and on nothing
+    else. A fresh head acts like the base policy: bitwise for a residual, and in distribution (up to its documented
+    bound) for latent noise in ``explore`` mode.
+
+    Attributes:
+        exploration_dim: width of the standard normals that ``explore`` mode consumes.
     """
 
-    def propose(self, conditioning: Tensor, base: BasePolicy, noise: Tensor | None, generator: torch.Generator, mode: Mode) -> Proposal:
-        """``noise`` (B, H_w, A_w) is a draw of the base's prior, keyed by the episode; a latent-noise head replaces it."""
+    KIND: ClassVar[str]
+    exploration_dim: int
+
+    def propose(
+        self, conditioning: Tensor, base: BasePolicy, noise: Tensor | None, exploration: Tensor | None, mode: Mode
+    ) -> Proposal:
+        """Propose a batch of chunks.
+
+        Args:
+            conditioning: (B, C) from ``base.encode``.
+            noise: (B, H_w, A_w) a draw of the base's prior.
+            exploration: (B, exploration_dim) standard normals; not read in ``eval`` mode.
+            mode: ``explore`` samples, ``eval`` is the head's deterministic action.
+        """
         raise NotImplementedError

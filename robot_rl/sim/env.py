@@ -91,7 +91,9 @@ def _load_family(env_id: str) -> None:
 
     family = env_id.partition("/")[0]
     if family not in _FAMILIES:
-        raise ValueError(f"env_id={env_id!r}: unknown family {family!r}; accepted are {', '.join(f'{f}/<name>' for f in _FAMILIES)}")
+        raise ValueError(
+            f"env_id={env_id!r}: unknown family {family!r}; accepted are {', '.join(f'{f}/<name>' for f in _FAMILIES)}"
+        )
     importlib.import_module(_FAMILIES[family])
 
 
@@ -114,7 +116,9 @@ def make_expert(env: Environment, *, skill: float = 1.0, noise: float = 0.0) -> 
     """The scripted expert of ``env``'s task. Raises ValueError for a task that has none."""
     factory = _EXPERTS.get(env.spec.env_id)
     if factory is None:
-        raise ValueError(f"{env.spec.env_id} has no scripted expert; tasks that have one: {', '.join(sorted(_EXPERTS)) or 'none'}")
+        raise ValueError(
+            f"{env.spec.env_id} has no scripted expert; tasks that have one: {', '.join(sorted(_EXPERTS)) or 'none'}"
+        )
     return factory(env, skill=skill, noise=noise)
 
 

@@ -1,0 +1,44 @@
+"""What a learner trains on: one batch of windows as tensors, normalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from robot_rl.replay.buffer import WindowBatch
+
+EPISODE_RETURN = "episode_return"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of B windows of n action rows; see :func:`robot_rl.replay.windows.window` for what each means.
+
+    Attributes:
+        conditioning, next_conditioning: (B, C) what the base's encoder makes of the observations at both ends.
+        action: (B, n, A) executed rows, normalised, padded where the episode ended early.
+        reward: (B,) sum of gamma^i r; ``discount``: (B,) gamma^m, zero where the window reached a terminal state.
+        weight: (B,) 0 for windows that must not be trained on.
+        noise: (B, H_w, A_w) what entered the sampler at a decision start, or None.
+        action_base: (B, n, A) the base's rows at a decision start, or None.
+        episode_return: (B,) discounted return from the window's start to the end of its episode, or None.
+    """
+
+    conditioning: Tensor
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_conditioning: Tensor
+    weight: Tensor
+    noise: Tensor | None = None
+    action_base: Tensor | None = None
+    episode_return: Tensor | None = None
+
+    @classmethod
+    def from_windows(cls, windows: WindowBatch, device: torch.device | str = "cpu") -> Batch:
+        """From what :meth:`ReplayBuffer.sample` draws; ``episode_return`` is the buffer's extra of that name."""
+        arrays = {f.name: getattr(windows, f.name) for f in fields(cls) if f.name != EPISODE_RETURN}
+        arrays[EPISODE_RETURN] = windows.extra.get(EPISODE_RETURN)
+        return cls(**{k: None if v is None else torch.from_numpy(v).to(device, non_blocking=True) for k, v in arrays.items()})

@@ -1,0 +1,130 @@
+"""The off-policy core: one critic over chunks (or noise), one temporal-difference rule, and a head that climbs it.
+
+What differs between methods (which input the critic reads, what acts at the next state, how the head improves) is an
+:class:`HeadObjective`; DSRL-NA, DSRL-SAC and residual learning are three of them. The recipe is configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robot_rl.heads.base import Head
+from robot_rl.learners.batch import Batch
+from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.objectives import HeadObjective, Metrics, make_objective
+from robot_rl.learners.updates import load_network_state, make_critic, network_state
+from robot_rl.nn.flat import FlatAdam, polyak_
+from robot_rl.policies.base import BasePolicy
+
+
+class OffPolicyLearner:
+    """Critic regression with exact chunk targets, and a head objective on top.
+
+    y = R + discount * reduce(Q_target(s', a')); only valid windows count, and the loss is divided by their number.
+
+    Before the first actor update the target follows the base policy (policy evaluation, as PORL does), so a critic
+    warm-up ranks what the base can do before anything climbs it.
+    """
+
+    def __init__(self, base: BasePolicy, head: Head, config: OffPolicyConfig, device: torch.device | str = "cpu") -> None:
+        self.base, self.config, self.device = base, config, torch.device(device)
+        self.head = head.to(self.device)
+        generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed + 1)
+        self.objective: HeadObjective = make_objective(base, self.head, config, self.generator, generator, self.device)
+        self.critic = make_critic(config, self.objective.critic_input_dim, generator, self.device)
+        self.target = self.critic.make_target()
+        self.optimizer = FlatAdam(self.critic.flat, config.critic_lr)
+        self.updates = 0
+        self.actor_updates = 0
+
+    def td_target(self, batch: Batch, next_input: Tensor, next_log_prob: Tensor, alpha: Tensor | float) -> Tensor:
+        """(B,) regression target; its slow twin is in the tests."""
+        c = self.config
+        value = self.target.reduced_value(next_input, c.target_reduce, self.generator)
+        if c.entropy_backup:
+            value = value - alpha * next_log_prob
+        if c.value_min is not None or c.value_max is not None:
+            value = value.clamp(c.value_min, c.value_max)
+        return batch.reward + batch.discount * value
+
+    def update(self, batch: Batch, *, train_actor: bool = True) -> Metrics:
+        """One gradient update of the critic, and of the head when ``train_actor``.
+
+        Returns scalars as tensors on the device (reading them is what synchronises).
+
+        Raises:
+            FloatingPointError: never here; call :meth:`check_finite` where a host sync is affordable.
+        """
+        follow_base = self.actor_updates == 0 and not train_actor
+        next_input, next_log_prob = self.objective.next_input(batch, follow_base)
+        y = self.td_target(batch, next_input, next_log_prob, getattr(self.objective, "alpha", 0.0))
+        result = self.critic.loss_and_grad(self.objective.critic_input(batch), y, batch.weight)
+        metrics: Metrics = {
+            "critic/loss": result.loss,
+            "critic/q": result.q.mean(),
+            "critic/q_std": result.q.std(0).mean(),
+            "critic/target": y.mean(),
+        }
+        if self.config.critic_grad_clip > 0:
+            metrics["critic/grad_norm"] = self.critic.flat.clip_grad_norm_(self.config.critic_grad_clip)
+        self.optimizer.step()
+        polyak_(self.target.flat, self.critic.flat, self.config.tau)
+        self.updates += 1
+        actor_step = train_actor and self.updates % self.config.actor_every == 0
+        metrics |= self.objective.improve(batch, self.critic, actor_step)
+        self.actor_updates += actor_step
+        return metrics
+
+    def pretrain(self, batch: Batch) -> Metrics:
+        """One regression step of the critic on Monte-Carlo returns, before temporal differences take over (PORL's start).
+
+        Bootstrapping alone forgets a wrong initial value only at the rate (1 - gamma^n) tau an update; a regression sets the
+        scale at once. Call :meth:`finish_pretraining` after the last step.
+        """
+        if batch.episode_return is None:
+            raise ValueError("pretrain needs episode returns: build the buffer with the extra feature 'episode_return'")
+        result = self.critic.loss_and_grad(self.objective.critic_input(batch), batch.episode_return, batch.weight)
+        self.optimizer.step()
+        metrics = {"critic/pretrain_loss": result.loss, "critic/q": result.q.mean()}
+        return metrics | self.objective.improve(batch, self.critic, False)
+
+    def finish_pretraining(self) -> None:
+        """The target becomes the regressed critic."""
+        self.target.flat.copy_(self.critic.flat)
+
+    def check_finite(self) -> None:
+        """Raises FloatingPointError naming the first vector of parameters that holds a NaN or an infinity."""
+        for name, flat in (("critic", self.critic.flat), ("head", self.head.actor.flat)):
+            if not bool(torch.isfinite(flat.data).all()):
+                raise FloatingPointError(
+                    f"{name} parameters are not finite after {self.updates} updates; lower {name}_lr or set critic_grad_clip"
+                )
+
+    @torch.no_grad()
+    def value(self, batch: Batch) -> Tensor:
+        """(B,) mean critic value of the windows' executed actions, for calibration."""
+        return self.critic.value(self.objective.critic_input(batch)).mean(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything an exact resume needs: weights, targets, optimisers, temperature, generators, counters."""
+        return {
+            "head": {k: v.clone() for k, v in self.head.state_dict().items()},
+            "critic": network_state(self.critic, self.optimizer),
+            "target": {k: v.clone() for k, v in self.target.state_dict().items()},
+            "objective": self.objective.full_state(),
+            "generator": self.generator.get_state().clone(),
+            "counters": torch.tensor([self.updates, self.actor_updates]),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copies in place: views, optimisers and whoever holds the head stay valid."""
+        self.head.load_state_dict(state["head"])
+        load_network_state(self.critic, self.optimizer, state["critic"])
+        self.target.load_state_dict(state["target"])
+        self.objective.load_full_state(state["objective"])
+        self.generator.set_state(state["generator"].cpu())
+        self.updates, self.actor_updates = (int(x) for x in state["counters"])

@@ -1,0 +1,138 @@
+"""Behaviour cloning of a compact policy from recorded episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robot_rl.policies.checkpoint import build_policy
+from robot_rl.policies.compact import CompactPolicy, CompactPolicyConfig
+from robot_rl.policies.normalizer import Normalizer
+from robot_rl.types import ActionSpec, Episode, FeatureSpec
+
+
+@dataclass(frozen=True)
+class BCConfig:
+    """How a base policy is cloned.
+
+    Attributes:
+        steps: gradient steps; ``batch_size`` chunks each.
+        learning_rate, weight_decay: AdamW, cosine decay after ``warmup`` steps.
+        ema: decay of the averaged weights that become the policy (with the usual warm-up of the decay itself).
+        observation_noise: standard deviation added to normalised vector observations, against drift off the data.
+        action_quantile: see :meth:`Normalizer.fit`.
+    """
+
+    policy: CompactPolicyConfig = field(default_factory=CompactPolicyConfig)
+    steps: int = 5000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: int = 100
+    ema: float = 0.995
+    observation_noise: float = 0.0
+    action_quantile: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"ema={self.ema}: accepted are 0 <= ema < 1")
+
+
+class ChunkDataset:
+    """All (observation stack, action chunk) pairs of some episodes as tensors in RAM.
+
+    The first observation fills the stack before an episode's start. After its end absolute dimensions repeat the last
+    action and delta dimensions are zero: the robot stands still.
+    """
+
+    def __init__(
+        self, episodes: Sequence[Episode], features: dict[str, FeatureSpec], action: ActionSpec, horizon: int, n_obs: int
+    ) -> None:
+        first_observation, first_action = 0, 0
+        stacks, chunks, actions = [], [], []
+        for episode in episodes:
+            t = np.arange(len(episode))[:, None]
+            stacks.append(first_observation + np.maximum(t + np.arange(1 - n_obs, 1), 0))
+            chunks.append(first_action + t + np.arange(horizon))
+            executed = np.clip(episode.action, action.low, action.high).astype(np.float32)
+            tail = np.where(action.delta_mask, 0.0, executed[-1]).astype(np.float32)
+            actions.append(np.concatenate([executed, np.repeat(tail[None], horizon, 0)]))
+            first_observation += len(episode) + 1
+            first_action += len(actions[-1])
+        self.observations = {n: torch.from_numpy(np.concatenate([e.observations[n] for e in episodes])) for n in features}
+        self.actions = torch.from_numpy(np.concatenate(actions))
+        self.stack = torch.from_numpy(np.concatenate(stacks))
+        self.chunk = torch.from_numpy(np.concatenate(chunks))
+
+    def __len__(self) -> int:
+        return len(self.stack)
+
+    def get(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Observations (B, n_obs, ...) and physical action chunks (B, H, A)."""
+        rows = self.stack[index]
+        return {n: v[rows] for n, v in self.observations.items()}, self.actions[self.chunk[index]]
+
+
+def clone(
+    episodes: Sequence[Episode],
+    features: dict[str, FeatureSpec],
+    action: ActionSpec,
+    config: BCConfig,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int, float], None] | None = None,
+) -> CompactPolicy:
+    """Train a compact policy on ``episodes`` and return its frozen EMA copy.
+
+    Deterministic in ``config.seed`` on one device and thread count. ``progress(step, loss)`` is called now and then.
+
+    Raises:
+        ValueError: no episodes, or a loss that is not finite (the message names the step).
+    """
+    if not episodes:
+        raise ValueError("clone: no episodes given; behaviour cloning needs at least one")
+    torch.manual_seed(config.seed)  # parameter initialisation draws from the global generator
+    generator = torch.Generator(device).manual_seed(config.seed)
+    normalizer = Normalizer.fit(episodes, features, action, action_quantile=config.action_quantile)
+    policy = build_policy(config.policy, features, action, normalizer).to(device)
+    average = deepcopy(policy)
+    data = ChunkDataset(episodes, features, action, config.policy.horizon, config.policy.n_obs_steps)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    policy.train()
+    for step in range(config.steps):
+        scale = min(1.0, (step + 1) / max(config.warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * scale
+        index = torch.randint(0, len(data), (config.batch_size,), generator=generator, device=device)
+        observation, chunk = data.get(index.cpu())
+        conditioning = policy.encode({n: v.to(device) for n, v in observation.items()})
+        if config.observation_noise > 0:
+            conditioning = conditioning + config.observation_noise * torch.randn(
+                conditioning.shape, generator=generator, device=device
+            )
+        loss = policy.denoising_loss(conditioning, policy.normalize_action(chunk.to(device)).clamp(-1, 1), generator).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        decay = min(config.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(policy.parameters()), 1 - decay)
+        if step % 100 == 0 or step + 1 == config.steps:
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"behaviour cloning diverged: loss {value} at step {step}; lower learning_rate ({config.learning_rate})"
+                )
+            if progress is not None:
+                progress(step + 1, value)
+    return average.freeze()

@@ -1,0 +1,144 @@
+"""What the compact diffusion and flow policies share: observation encoding, normalisation, chunks, identity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robot_rl.policies.base import PolicySpec
+from robot_rl.policies.networks import Denoiser, ImageEncoder
+from robot_rl.policies.normalizer import Normalizer
+from robot_rl.types import ActionSpec, FeatureSpec
+
+
+@dataclass(frozen=True)
+class CompactPolicyConfig:
+    """Shape of a compact policy.
+
+    Attributes:
+        kind: ``diffusion`` (DDIM, eta 0) or ``flow`` (Euler ODE).
+        horizon: rows of a predicted chunk; ``n_action_steps`` of them are executed.
+        n_obs_steps: stacked observations.
+        width, depth: of the denoiser MLP.
+        num_steps: sampling steps (DDIM or Euler).
+        train_steps: diffusion timesteps in training.
+        image_dim: features per camera.
+    """
+
+    kind: Literal["diffusion", "flow"] = "diffusion"
+    horizon: int = 8
+    n_action_steps: int = 8
+    n_obs_steps: int = 1
+    width: int = 256
+    depth: int = 3
+    num_steps: int = 5
+    train_steps: int = 100
+    image_dim: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "n_action_steps", "n_obs_steps", "width", "depth", "num_steps", "train_steps", "image_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
+        if self.n_action_steps > self.horizon:
+            raise ValueError(f"n_action_steps={self.n_action_steps}: accepted are 1 to horizon ({self.horizon})")
+        if self.kind == "diffusion" and self.num_steps > self.train_steps:
+            raise ValueError(f"num_steps={self.num_steps}: accepted are 1 to train_steps ({self.train_steps})")
+
+
+class CompactPolicy(nn.Module):
+    """Base class; a subclass says how a chunk is denoised (:meth:`sample`) and trained (:meth:`denoising_loss`)."""
+
+    SAMPLER: ClassVar[str]
+
+    def __init__(
+        self, config: CompactPolicyConfig, features: Mapping[str, FeatureSpec], action: ActionSpec, normalizer: Normalizer
+    ) -> None:
+        super().__init__()
+        self.config, self.features, self.action = config, dict(features), action
+        self.normalizer = normalizer
+        self.encoders = nn.ModuleDict({n.replace(".", "__"): ImageEncoder(config.image_dim) for n in normalizer.image_features})
+        vector = sum(features[n].shape[0] for n in normalizer.vector_features)
+        self.conditioning_dim = config.n_obs_steps * (vector + config.image_dim * len(self.encoders))
+        self.denoiser = Denoiser(config.horizon * action.dim, self.conditioning_dim, config.width, config.depth)
+        self._spec: PolicySpec | None = None
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The identity hash covers weights, so it is computed when first asked for after :meth:`freeze`."""
+        if self._spec is None:
+            if self.training:
+                raise RuntimeError("a policy in training has no identity yet: call freeze() first")
+            self._spec = PolicySpec(
+                observation_features=self.features,
+                action=self.action,
+                horizon=self.config.horizon,
+                n_action_steps=self.config.n_action_steps,
+                n_obs_steps=self.config.n_obs_steps,
+                noise_shape=(self.config.horizon, self.action.dim),
+                conditioning_dim=self.conditioning_dim,
+                sampler=self.SAMPLER,
+                num_steps=self.config.num_steps,
+                stats_hash=self.normalizer.stats_hash(),
+                base_hash=self._identity(),
+            )
+        return self._spec
+
+    def _identity(self) -> str:
+        digest = hashlib.sha256(repr(sorted(self.describe().items())).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able construction arguments; with the weights they are the whole policy."""
+        return {
+            "config": asdict(self.config),
+            "features": {n: f.to_json() for n, f in self.features.items()},
+            "action": self.action.to_json(),
+        }
+
+    def freeze(self) -> CompactPolicy:
+        """Eval mode, no gradients: from here on it is a base policy."""
+        self.eval().requires_grad_(False)
+        self._spec = None
+        return self
+
+    def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Each vector feature (B, n_obs, dim), each image (B, n_obs, H, W, 3) uint8; returns (B, C).
+
+        Raises:
+            KeyError: a feature is missing.
+        """
+        missing = [n for n in self.features if n not in observation]
+        if missing:
+            raise KeyError(f"observation lacks {missing}; it has {sorted(observation)}")
+        parts = [self.normalizer.observation(n, observation[n].float()) for n in self.normalizer.vector_features]
+        for name in self.normalizer.image_features:
+            image = observation[name]
+            encoded = self.encoders[name.replace(".", "__")](image.flatten(0, 1))
+            parts.append(encoded.unflatten(0, image.shape[:2]))
+        return torch.cat(parts, dim=-1).flatten(1)
+
+    def normalize_action(self, action: Tensor) -> Tensor:
+        return self.normalizer.action(action)
+
+    def unnormalize_action(self, action: Tensor) -> Tensor:
+        return self.normalizer.unaction(action)
+
+    def sample(self, conditioning: Tensor, noise: Tensor, *, grad: bool = False) -> Tensor:
+        """(B, C), (B, H, A) -> (B, H, A) in [-1, 1]; ``grad=True`` keeps the graph from noise to chunk."""
+        with torch.set_grad_enabled(grad):
+            return self._denoise(conditioning, noise.flatten(1)).unflatten(1, noise.shape[1:])
+
+    def _denoise(self, conditioning: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def denoising_loss(self, conditioning: Tensor, chunk: Tensor, generator: torch.Generator) -> Tensor:
+        """Per-element loss (B, H, A) of the behaviour-cloning objective on normalised chunks."""
+        raise NotImplementedError

@@ -1,0 +1,105 @@
+"""Deciding: base policy and head on batches of observations, with randomness that depends on the episode alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robot_rl import seeding
+from robot_rl.heads.base import Head, Mode
+from robot_rl.policies.base import BasePolicy
+from robot_rl.types import Decision
+
+ActingMode = Literal["base", "explore", "eval", "zero_noise"]
+
+
+@dataclass(frozen=True)
+class DecisionRequest:
+    """One robot asks for a chunk.
+
+    Attributes:
+        observation: feature to (n_obs, ...) stack, oldest first.
+        key: what the randomness of this episode is keyed by, e.g. ``("eval", 2000007)``.
+        index: how many decisions this episode has made before.
+        step: control step of the newest observation.
+    """
+
+    observation: dict[str, np.ndarray]
+    key: tuple[int | str, ...]
+    index: int
+    step: int
+
+
+@dataclass(frozen=True)
+class ActingPolicy:
+    """What acts in an episode: the base alone, or one version of a head in one mode.
+
+    ``base_share`` is the chance per decision that the base acts with its own prior noise instead of the head (mixture
+    acting); evaluation and probation run with 0.
+    """
+
+    base: BasePolicy
+    head: Head | None = None
+    mode: ActingMode = "base"
+    version: int = 0
+    base_share: float = 0.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.mode in ("explore", "eval") and self.head is None:
+            raise ValueError(f"acting mode {self.mode!r} needs a head; without one accepted are base, zero_noise")
+
+    @torch.no_grad()
+    def decide(self, requests: Sequence[DecisionRequest]) -> list[Decision]:
+        """One batched call of the policy; decisions in physical units, in the order of the requests."""
+        names = requests[0].observation.keys()
+        observation = {n: torch.from_numpy(np.stack([r.observation[n] for r in requests])).to(self.device) for n in names}
+        conditioning = self.base.encode(observation)
+        noise, exploration, by_base = self._draw(requests)
+        if self.mode in ("base", "zero_noise"):
+            latent = torch.zeros_like(noise) if self.mode == "zero_noise" and noise is not None else noise
+            chunk = chunk_base = self.base.sample(conditioning, latent)
+            log_prob = np.full(len(requests), np.nan)
+        else:
+            assert self.head is not None
+            proposal = self.head.propose(conditioning, self.base, noise, exploration, cast(Mode, self.mode))
+            chunk, chunk_base, latent = proposal.chunk, proposal.chunk_base, proposal.noise
+            log_prob = proposal.log_prob.cpu().numpy().copy()
+            if by_base.any():
+                rows = torch.from_numpy(by_base).to(self.device)
+                own = self.base.sample(conditioning, noise)
+                chunk = torch.where(rows[:, None, None], own, chunk)
+                chunk_base = torch.where(rows[:, None, None], own, chunk_base)
+                latent = None if latent is None or noise is None else torch.where(rows[:, None, None], noise, latent)
+                log_prob[by_base] = np.nan
+        physical = self.base.unnormalize_action(chunk).cpu().numpy()
+        physical_base = physical if chunk is chunk_base else self.base.unnormalize_action(chunk_base).cpu().numpy()
+        latents = None if latent is None else latent.cpu().numpy()
+        return [
+            Decision(
+                step=r.step,
+                noise=None if latents is None else latents[i],
+                chunk_base=physical_base[i],
+                chunk=physical[i],
+                log_prob=float(log_prob[i]),
+                weights_version=0 if by_base[i] else self.version,
+                explored=bool(by_base[i]),
+            )
+            for i, r in enumerate(requests)
+        ]
+
+    def _draw(self, requests: Sequence[DecisionRequest]) -> tuple[Tensor | None, Tensor | None, np.ndarray]:
+        """Prior noise, head exploration and the mixture's coin, each keyed by (episode, decision)."""
+        shape = self.base.spec.noise_shape
+        width = self.head.exploration_dim if self.head is not None and self.mode == "explore" else 0
+        generators = [seeding.rng("decision", *r.key, r.index) for r in requests]
+        noise = None if shape is None else np.stack([g.standard_normal(shape, np.float32) for g in generators])
+        coins = np.array([g.random() for g in generators])
+        exploration = np.stack([g.standard_normal(width, np.float32) for g in generators]) if width else None
+        as_tensor = lambda x: None if x is None else torch.from_numpy(x).to(self.device)  # noqa: E731
+        return as_tensor(noise), as_tensor(exploration), coins < (self.base_share if width else 0.0)

@@ -1,0 +1,215 @@
+"""The control loop of one robot: what happens in every control step, whoever drives it.
+
+The loop does no waiting, no inference and no I/O of its own. A driver (a simulator's rollout, a ROS node's timer) feeds
+it observations and chunks and executes what :meth:`ControlLoop.tick` returns::
+
+    loop.begin(observation, key=..., recorder=writer)
+    while running:
+        if loop.wants_chunk:
+            loop.accept(policy.decide([loop.request()])[0])      # inline, or later from an inference thread
+        command = loop.tick()
+        ...execute for one control period...
+        loop.observe(observation, reward, terminated, truncated)
+    episode = loop.finish(success=...)
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from robot_rl.runtime.acting import DecisionRequest
+from robot_rl.runtime.chunk_scheduler import ChunkScheduler
+from robot_rl.runtime.safety import SafetyFilter, SafetyLevel
+from robot_rl.types import ActionSpec, Decision, Episode, Observation, SafetyFlag, Source, Step
+
+
+class Recorder(Protocol):
+    """What logs an episode; an ``EpisodeWriter`` of the store, or nothing at all."""
+
+    def append(self, step: Step) -> None: ...
+
+    def decide(self, decision: Decision) -> int: ...
+
+    def commit(self, final_observation: Observation, *, success: bool | None = None, background: bool = False) -> Episode: ...
+
+    def abort(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Arbitration:
+    """What the arbiter makes of the policy's wish in one step."""
+
+    command: np.ndarray
+    source: Source = Source.POLICY
+    human: np.ndarray | None = None
+    intervention_id: int = -1
+    drop_chunk: bool = False  # a take-over or hand-back ends the running chunk
+    operator_stamp_ns: int | None = None
+
+
+class Arbiter(Protocol):
+    """Decides between policy and human, once per step."""
+
+    def arbitrate(self, now_ns: int, wish: np.ndarray, observation: Observation) -> Arbitration: ...
+
+
+class PolicyOnly:
+    """The arbiter of a robot without an operator."""
+
+    def arbitrate(self, now_ns: int, wish: np.ndarray, observation: Observation) -> Arbitration:
+        return Arbitration(wish)
+
+
+class ControlLoop:
+    """One robot's loop: chunk scheduler, arbiter, safety filter, recorder.
+
+    Args:
+        n_obs_steps: observations stacked for the policy.
+        safety: the last thing before the robot.
+        arbiter: who decides between policy and human; the policy alone by default.
+    """
+
+    def __init__(
+        self,
+        action: ActionSpec,
+        scheduler: ChunkScheduler,
+        safety: SafetyFilter,
+        *,
+        n_obs_steps: int = 1,
+        arbiter: Arbiter | None = None,
+    ) -> None:
+        self.action, self.scheduler, self.safety = action, scheduler, safety
+        self.arbiter: Arbiter = arbiter or PolicyOnly()
+        self._frames: deque[Observation] = deque(maxlen=n_obs_steps)
+        self._delta = action.delta_mask
+        self._recorder: Recorder | None = None
+        self._pending: Step | None = None
+        self._running = False
+        self.step = 0
+        self.decisions = 0
+
+    # ---- an episode
+
+    def begin(
+        self,
+        observation: Observation,
+        *,
+        key: tuple[int | str, ...],
+        recorder: Recorder | None = None,
+        stamp_ns: int | None = None,
+        measured: np.ndarray | None = None,
+    ) -> None:
+        """Start an episode. ``key`` keys its randomness; ``measured`` (A,) is where an absolute-commanded robot stands."""
+        if self._running:
+            raise RuntimeError("begin: an episode is running; finish or abort it first")
+        now = time.monotonic_ns() if stamp_ns is None else stamp_ns
+        self._frames.clear()
+        for _ in range(self._frames.maxlen or 1):
+            self._frames.append(observation)
+        self.key, self.step, self.decisions = key, 0, 0
+        self._observation_stamp, self._recorder, self._pending = now, recorder, None
+        self._last = None if measured is None else np.asarray(measured, np.float32)
+        self.scheduler.clear()
+        self.safety.reset(now, measured=measured)
+        self._running = True
+
+    @property
+    def running(self) -> bool:
+        return self._running
+
+    @property
+    def wants_chunk(self) -> bool:
+        return self._running and self.scheduler.wants_chunk(self.step)
+
+    def request(self) -> DecisionRequest:
+        """The question to put to the policy now."""
+        names = self._frames[-1].keys()
+        stack = {n: np.stack([f[n] for f in self._frames]) for n in names}
+        return DecisionRequest(stack, self.key, self.decisions, self.step)
+
+    def accept(self, decision: Decision) -> bool:
+        """Schedule a decision; False if it came too late to run at all (it is logged either way)."""
+        identity = self.decisions if self._recorder is None else self._recorder.decide(decision)
+        self.decisions += 1
+        return self.scheduler.push(
+            decision.step, self.step, decision.chunk, decision.chunk_base, identity, decision.weights_version
+        )
+
+    def tick(self, now_ns: int | None = None) -> np.ndarray:
+        """The command (A,) for this control step, after arbiter and safety filter. Call :meth:`observe` before the next tick."""
+        if not self._running or self._pending is not None:
+            raise RuntimeError("tick: begin an episode first, and observe the outcome of the last tick")
+        now = time.monotonic_ns() if now_ns is None else now_ns
+        observation = self._frames[-1]
+        row = self.scheduler.row(self.step)
+        wish = self._standstill() if row is None else row.command
+        choice = self.arbiter.arbitrate(now, wish, observation)
+        if choice.drop_chunk:
+            self.scheduler.clear()
+        source = Source.HOLD if row is None and choice.source is Source.POLICY else choice.source
+        result = self.safety.filter(
+            choice.command, now_ns=now, observation_stamp_ns=self._observation_stamp,
+            operator_stamp_ns=choice.operator_stamp_ns, chunk_started=row is not None and row.chunk_started,
+        )  # fmt: skip
+        if result.level >= SafetyLevel.HOLD:
+            source = Source.SAFETY
+        command = result.command.astype(np.float32)
+        self._last = command
+        self._pending = Step(
+            observation=observation,
+            action=command,
+            action_base=None if row is None else row.base,
+            action_policy=None if row is None else row.command,
+            action_human=choice.human,
+            source=source,
+            safety=SafetyFlag(result.flags),
+            decision_id=-1 if row is None else row.decision_id,
+            chunk_row=-1 if row is None else row.chunk_row,
+            weights_version=0 if row is None else row.version,
+            intervention_id=choice.intervention_id,
+            stamp_ns=self._observation_stamp,
+        )
+        return command
+
+    def observe(
+        self, observation: Observation, reward: float, terminated: bool, truncated: bool, stamp_ns: int | None = None
+    ) -> None:
+        """What the executed command led to; logs the step."""
+        step = self._pending
+        if step is None:
+            raise RuntimeError("observe: call tick first")
+        step.reward, step.terminated, step.truncated = reward, terminated, truncated
+        if self._recorder is not None:
+            self._recorder.append(step)
+        self._pending = None
+        self._frames.append(observation)
+        self._observation_stamp = time.monotonic_ns() if stamp_ns is None else stamp_ns
+        self.step += 1
+
+    def finish(self, *, success: bool | None = None, background: bool = True) -> Episode | None:
+        """End the episode and commit its recording (off this thread by default); returns it, or None without a recorder."""
+        self._running = False
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return None
+        return recorder.commit(self._frames[-1], success=success, background=background)
+
+    def abort(self) -> None:
+        """End the episode and throw its recording away."""
+        self._running, self._pending = False, None
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.abort()
+
+    def _standstill(self) -> np.ndarray:
+        """No chunk is scheduled: absolute dimensions keep their last command, deltas are zero."""
+        last = np.zeros(self.action.dim, np.float32) if self._last is None else self._last
+        return np.where(self._delta, 0.0, last).astype(np.float32)
+
+
+__all__ = ["Arbiter", "Arbitration", "ControlLoop", "PolicyOnly", "Recorder"]

@@ -1,0 +1,201 @@
+"""Simulated episodes through the same control loop that runs on robots, many at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from robot_rl.replay.store import EpisodeStore
+from robot_rl.runtime.acting import ActingPolicy
+from robot_rl.runtime.chunk_scheduler import ChunkScheduler
+from robot_rl.runtime.control_loop import ControlLoop
+from robot_rl.runtime.safety import SafetyConfig, SafetyFilter
+from robot_rl.sim.env import EnvSpec
+from robot_rl.sim.vector import ProcessVectorEnv, VectorEnv
+from robot_rl.types import Episode, EpisodeMeta, Observation, Stratum
+
+CLOCK_START_NS = 1_000_000_000  # simulated time starts at one second, so that 0 stays "no stamp"
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """One episode to play.
+
+    Attributes:
+        seed: of the start state.
+        key: keys the policy's randomness (evaluation: the seed alone, so that policies meet equal noise).
+        policy: what acts.
+        episode_id: under which it is recorded.
+    """
+
+    seed: int
+    key: tuple[int | str, ...]
+    policy: ActingPolicy
+    episode_id: str = ""
+
+
+@dataclass
+class EpisodeOutcome:
+    """What came of a plan. ``end`` is ``success``, ``failure`` or ``time limit``; ``stage`` is where the task says it got to."""
+
+    plan: EpisodePlan
+    success: bool
+    length: int
+    episode_return: float
+    end: str
+    start: dict[str, float] = field(default_factory=dict)
+    stage: str = ""
+    episode: Episode | None = None
+    frames: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass
+class _Slot:
+    """An environment with its loop, and the plan it is playing."""
+
+    loop: ControlLoop
+    plan: EpisodePlan
+    order: int
+    start: dict[str, float]
+    success: bool = False
+    total: float = 0.0
+    frames: list[np.ndarray] = field(default_factory=list)
+
+
+class Rollout:
+    """Plays plans on a vector of simulated robots; every robot runs its own :class:`ControlLoop`.
+
+    Robots that need a chunk at the same control step and play the same policy share one batched call. A robot that has
+    finished its plan starts the next one at once. Results come in the order of the plans, whatever finished first.
+
+    Time is simulated: step t has the stamp ``1 s + t / control_hz``.
+
+    Args:
+        safety: limits beyond the action's own; by default commands are only kept finite and inside those.
+    """
+
+    def __init__(self, vector: VectorEnv | ProcessVectorEnv, spec: EnvSpec, safety: SafetyConfig | None = None) -> None:
+        self.vector, self.spec = vector, spec
+        self.safety = safety or SafetyConfig()
+        self.env_steps = 0
+
+    def play(
+        self,
+        plans: Sequence[EpisodePlan],
+        *,
+        store: EpisodeStore | None = None,
+        keep_episodes: bool = False,
+        film: tuple[int, int] | None = None,
+        on_outcome: Callable[[EpisodeOutcome], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[EpisodeOutcome]:
+        """Play every plan to its end.
+
+        Args:
+            store: record the episodes there. ``keep_episodes`` also hands them back in RAM (only with a store).
+            film: (width, height) of frames to keep, one a control step.
+            on_outcome: called as episodes end.
+            should_stop: asked once a control step; True aborts the running episodes and returns what is complete.
+        """
+        waiting = deque(enumerate(plans))
+        slots: dict[int, _Slot] = {}
+        results: dict[int, EpisodeOutcome] = {}
+        free = list(range(len(self.vector)))
+        while waiting or slots:
+            if should_stop is not None and should_stop():
+                for slot in slots.values():
+                    slot.loop.abort()
+                break
+            slots.update(self._start(waiting, free, store, film))
+            self._decide(slots)
+            self._advance(slots, free, results, keep_episodes, film, on_outcome)
+        return [results[i] for i in sorted(results)]
+
+    def _start(
+        self, waiting: deque, free: list[int], store: EpisodeStore | None, film: tuple[int, int] | None
+    ) -> dict[int, _Slot]:
+        plans = {free.pop(0): waiting.popleft() for _ in range(min(len(free), len(waiting)))}
+        if not plans:
+            return {}
+        started = {}
+        for index, (observation, info) in self.vector.reset_many({i: plan.seed for i, (_, plan) in plans.items()}).items():
+            order, plan = plans[index]
+            loop = self._loop(plan.policy)
+            recorder = None if store is None else store.begin(self._meta(plan))
+            loop.begin(self._seen(observation, plan.policy), key=plan.key, recorder=recorder, stamp_ns=CLOCK_START_NS)
+            slot = _Slot(loop, plan, order, dict(info.get("start", {})))
+            if film is not None:
+                slot.frames.append(self.vector.render(index, "", *film))
+            started[index] = slot
+        return started
+
+    def _loop(self, policy: ActingPolicy) -> ControlLoop:
+        spec = policy.base.spec
+        scheduler = ChunkScheduler(self.spec.action, spec.n_action_steps)
+        safety = SafetyFilter(self.safety, self.spec.action, self.spec.control_hz)
+        return ControlLoop(self.spec.action, scheduler, safety, n_obs_steps=spec.n_obs_steps)
+
+    def _meta(self, plan: EpisodePlan) -> EpisodeMeta:
+        policy = plan.policy
+        return EpisodeMeta(
+            plan.episode_id, task=self.spec.instruction, env_id=self.spec.env_id, seed=plan.seed, stratum=Stratum.ONLINE,
+            weights_version=policy.version, base_hash=policy.base.spec.base_hash, stats_hash=policy.base.spec.stats_hash,
+            control_hz=self.spec.control_hz, extra={"mode": policy.mode, "base_share": policy.base_share},
+        )  # fmt: skip
+
+    def _seen(self, observation: Observation, policy: ActingPolicy) -> Observation:
+        return {name: observation[name] for name in policy.base.spec.observation_features}
+
+    def _decide(self, slots: dict[int, _Slot]) -> None:
+        asking: dict[int, list[_Slot]] = {}
+        policies: dict[int, ActingPolicy] = {}
+        for slot in slots.values():
+            if slot.loop.wants_chunk:
+                policy = slot.plan.policy
+                policies[id(policy)] = policy
+                asking.setdefault(id(policy), []).append(slot)
+        for identity, group in asking.items():
+            decisions = policies[identity].decide([slot.loop.request() for slot in group])
+            for slot, decision in zip(group, decisions, strict=True):
+                slot.loop.accept(decision)
+
+    def _advance(
+        self,
+        slots: dict[int, _Slot],
+        free: list[int],
+        results: dict[int, EpisodeOutcome],
+        keep: bool,
+        film: tuple[int, int] | None,
+        on_outcome: Callable[[EpisodeOutcome], None] | None,
+    ) -> None:
+        indices = list(slots)
+        period = 1e9 / self.spec.control_hz
+        stamps = {i: CLOCK_START_NS + round(slots[i].loop.step * period) for i in indices}
+        commands = {i: slots[i].loop.tick(stamps[i]) for i in indices}
+        for index, (observation, reward, terminated, truncated, info) in zip(
+            indices, self.vector.step(commands, indices), strict=True
+        ):
+            slot = slots[index]
+            stamp = CLOCK_START_NS + round((slot.loop.step + 1) * period)
+            slot.loop.observe(self._seen(observation, slot.plan.policy), reward, terminated, truncated, stamp)
+            slot.success |= bool(info["success"])
+            slot.total += reward
+            self.env_steps += 1
+            if film is not None:
+                slot.frames.append(self.vector.render(index, "", *film))
+            if terminated or truncated:
+                episode = slot.loop.finish(success=slot.success)
+                end = "success" if slot.success else "failure" if terminated else "time limit"
+                outcome = EpisodeOutcome(
+                    slot.plan, slot.success, slot.loop.step, slot.total, end, slot.start, str(info.get("stage", "")),
+                    episode if keep else None, slot.frames,
+                )  # fmt: skip
+                results[slot.order] = outcome
+                del slots[index]
+                free.append(index)
+                if on_outcome is not None:
+                    on_outcome(outcome)
+        free.sort()

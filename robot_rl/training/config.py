@@ -1,0 +1,281 @@
+"""Everything a post-training run can be told, as typed configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from robot_rl.heads.latent_noise import LatentNoiseConfig
+from robot_rl.heads.residual import ResidualConfig
+from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.policies.behaviour_cloning import BCConfig
+from robot_rl.runtime.gate import GateConfig
+
+
+def _at_least(config: object, low: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value < low:
+            raise ValueError(f"{name}={value}: accepted are numbers >= {low}")
+
+
+def _share(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name}={value}: accepted are numbers from 0 to 1")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which task, and how many copies of it.
+
+    Attributes:
+        id: ``tabletop/...``, ``robosuite/...`` or ``gymnasium/<registered id>``.
+        options: keyword arguments of the task.
+        num_envs: simulated robots that are played side by side (the policy is asked for all of them at once).
+        workers: ``serial``, ``threads`` or ``processes``.
+    """
+
+    id: str = "tabletop/Lift"
+    options: dict[str, Any] = field(default_factory=dict)
+    num_envs: int = 16
+    workers: Literal["serial", "threads", "processes"] = "serial"
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "num_envs")
+
+
+@dataclass(frozen=True)
+class DemosConfig:
+    """Where the demonstrations come from.
+
+    Attributes:
+        source: ``expert`` (scripted, of chosen quality), ``dataset`` (a recording in a known format) or ``store``.
+        path: of the dataset or store; a dataset is also looked for below ``$ROBOT_RL_DATA`` (``../shared/data``).
+        format, options: of the dataset, see ``robot-rl import --help``.
+        episodes, skill, noise, only_successful: of the expert.
+        prefill: put the demonstrations into the replay buffer too.
+    """
+
+    source: Literal["expert", "dataset", "store"] = "expert"
+    path: Path | None = None
+    format: str = "auto"
+    options: dict[str, Any] = field(default_factory=dict)
+    episodes: int = 100
+    skill: float | tuple[float, float] = 1.0
+    noise: float = 0.0
+    only_successful: bool = False
+    prefill: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "episodes")
+        if self.source != "expert" and self.path is None:
+            raise ValueError(f"path=null with source={self.source!r}: accepted is the path of the {self.source}")
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The base policy: loaded from ``path``, or cloned from the demonstrations with ``bc``."""
+
+    path: Path | None = None
+    bc: BCConfig = field(default_factory=BCConfig)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Which head, and its shape; only the chosen kind's part is read."""
+
+    kind: Literal["latent_noise", "residual"] = "latent_noise"
+    latent_noise: LatentNoiseConfig = field(default_factory=LatentNoiseConfig)
+    residual: ResidualConfig = field(default_factory=ResidualConfig)
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Mixture acting: the chance per decision that the base acts falls linearly from ``start`` to ``end`` over ``env_steps``."""
+
+    start: float = 1.0
+    end: float = 0.1
+    env_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        _share(self, "start", "end")
+        _at_least(self, 1, "env_steps")
+
+    def share(self, env_steps: int) -> float:
+        """The base's share ``env_steps`` after the actor's first update."""
+        return self.start + (self.end - self.start) * min(1.0, max(0.0, env_steps / self.env_steps))
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The course of a run.
+
+    Attributes:
+        env_steps: training steps after which the run ends whatever it has reached.
+        round_episodes: episodes played between two blocks of updates.
+        warmup_steps: environment steps the base plays before the first update.
+        return_updates: critic regressions on Monte-Carlo returns that start the warm-up.
+        warmup_updates: critic updates by temporal difference (the target follows the base) before the first actor update.
+        updates_per_step: gradient updates an environment step.
+        batch_size: windows an update.
+        demo_ratio, demo_ratio_end, demo_ratio_steps: share of demonstrations in every batch, falling linearly.
+        replay_capacity: steps in RAM.
+        candidate_every: environment steps between two candidates for promotion.
+        candidate_modes: how a candidate would act; each mode of one version is a candidate of its own.
+        evaluate_every: environment steps between two points of the learning curve.
+        checkpoint_every_s: wall seconds between two checkpoints.
+    """
+
+    env_steps: int = 100_000
+    round_episodes: int = 16
+    warmup_steps: int = 5_000
+    return_updates: int = 1_000
+    warmup_updates: int = 1_000
+    updates_per_step: float = 0.5
+    batch_size: int = 256
+    demo_ratio: float = 0.25
+    demo_ratio_end: float = 0.25
+    demo_ratio_steps: int = 100_000
+    replay_capacity: int = 1_000_000
+    candidate_every: int = 5_000
+    candidate_modes: tuple[Literal["explore", "eval"], ...] = ("eval",)
+    evaluate_every: int = 5_000
+    checkpoint_every_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "env_steps", "round_episodes", "batch_size", "replay_capacity", "candidate_every", "evaluate_every")
+        _at_least(self, 0, "warmup_steps", "return_updates", "warmup_updates", "updates_per_step", "checkpoint_every_s")
+        _share(self, "demo_ratio", "demo_ratio_end")
+        if not self.candidate_modes:
+            raise ValueError("candidate_modes=[]: accepted is at least one of explore, eval")
+
+    def demo_share(self, env_steps: int) -> float:
+        progress = min(1.0, env_steps / max(self.demo_ratio_steps, 1))
+        return self.demo_ratio + (self.demo_ratio_end - self.demo_ratio) * progress
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """The run ends early once the acting head has succeeded in ``success`` of at least ``episodes`` gate episodes."""
+
+    success: float = 0.97
+    episodes: int = 200
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "success")
+        _at_least(self, 1, "episodes")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured.
+
+    Attributes:
+        reference_episodes: base episodes on gate seeds that set the gate's reference.
+        curve_episodes: evaluation seeds a point of the learning curve.
+        final_episodes: held-out starts of the final table, never played before (the ``final`` seed range).
+        videos: starts filmed before and after; ``video_size`` in pixels.
+    """
+
+    reference_episodes: int = 400
+    curve_episodes: int = 200
+    final_episodes: int = 200
+    videos: int = 4
+    video_size: tuple[int, int] = (320, 240)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "reference_episodes", "curve_episodes", "final_episodes")
+        _at_least(self, 0, "videos")
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """``tensorboard`` scalars always; ``wandb`` when asked (project name, needs the package and an account)."""
+
+    wandb: str = ""
+    every_updates: int = 100
+
+
+@dataclass(frozen=True)
+class PostTrainConfig:
+    """One post-training run, from demonstrations to report.
+
+    Attributes:
+        run_dir: the run folder; the same command on the same folder resumes.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        threads: torch threads; 0 leaves torch's own choice.
+    """
+
+    run_dir: Path = field(default=Path("runs/posttrain"), metadata={"hash": False})
+    seed: int = 0
+    device: str = "auto"
+    threads: int = field(default=0, metadata={"hash": False})
+    env: EnvConfig = field(default_factory=EnvConfig)
+    demos: DemosConfig = field(default_factory=DemosConfig)
+    base: BaseConfig = field(default_factory=BaseConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    learner: OffPolicyConfig = field(default_factory=OffPolicyConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        if self.head.kind == "residual" and self.learner.algorithm != "residual":
+            raise ValueError(f"learner.algorithm={self.learner.algorithm!r} with head.kind='residual': accepted is residual")
+        if self.head.kind == "latent_noise" and self.learner.algorithm == "residual":
+            raise ValueError("learner.algorithm='residual' with head.kind='latent_noise': accepted are dsrl_na, dsrl_sac")
+        if self.learner.algorithm == "dsrl_sac" and self.demos.prefill:
+            raise ValueError(
+                "demos.prefill=true with learner.algorithm='dsrl_sac': demonstrations have no noise; accepted is false"
+            )
+
+
+@dataclass(frozen=True)
+class BCRunConfig:
+    """``robot-rl bc``: a base policy from an episode store or a dataset.
+
+    Attributes:
+        data: an episode store, or a recording in a known format (``format``, ``options`` as for ``robot-rl import``).
+        out: folder of the policy.
+        only_successful: leave out episodes that are known to have failed.
+    """
+
+    data: Path = Path("runs/demos")
+    out: Path = Path("runs/base")
+    format: str = "auto"
+    options: dict[str, Any] = field(default_factory=dict)
+    only_successful: bool = False
+    device: str = "auto"
+    bc: BCConfig = field(default_factory=BCConfig)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """``robot-rl eval``: success on fixed seeds, with a Wilson interval.
+
+    Attributes:
+        policy: a run folder (its acting head), or the folder of a base policy.
+        who: with a run folder, ``policy`` is the acting head and ``base`` the frozen base.
+        env: the task; left out, that of the run.
+        seeds: ``evaluation`` or ``final``; ``episodes`` of them from ``offset`` on.
+        out: also write the episodes there, one JSON line each.
+    """
+
+    policy: Path = Path("runs/posttrain")
+    who: Literal["policy", "base"] = "policy"
+    env: EnvConfig | None = None
+    seeds: Literal["evaluation", "final"] = "evaluation"
+    episodes: int = 200
+    offset: int = 0
+    out: Path | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "episodes")
+        _at_least(self, 0, "offset")

@@ -1,0 +1,74 @@
+"""From a recorded episode to what the replay buffer holds: conditioning of the frozen base, normalised actions and chunks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from robot_rl.learners.batch import EPISODE_RETURN
+from robot_rl.policies.base import BasePolicy
+from robot_rl.replay.buffer import ReplayBuffer
+from robot_rl.types import Episode, Stratum
+
+ENCODE_ROWS = 512  # images are encoded in pieces of this many frames
+
+
+def stack_frames(rows: np.ndarray, n_obs: int) -> np.ndarray:
+    """(T, ...) to (T, n_obs, ...), oldest first; the first frame fills the stack before the start."""
+    index = np.maximum(np.arange(len(rows))[:, None] + np.arange(1 - n_obs, 1), 0)
+    return rows[index]
+
+
+@torch.no_grad()
+def encode_episode(base: BasePolicy, episode: Episode, device: torch.device | str = "cpu") -> np.ndarray:
+    """(L + 1, C) conditioning of every observation."""
+    n_obs = base.spec.n_obs_steps
+    pieces = []
+    for first in range(0, len(episode) + 1, ENCODE_ROWS):
+        observation = {
+            name: torch.from_numpy(stack_frames(episode.observations[name], n_obs)[first : first + ENCODE_ROWS]).to(device)
+            for name in base.spec.observation_features
+        }
+        pieces.append(base.encode(observation).cpu().numpy())
+    return np.concatenate(pieces)
+
+
+@torch.no_grad()
+def ingest(
+    buffer: ReplayBuffer,
+    episode: Episode,
+    base: BasePolicy,
+    *,
+    stratum: Stratum | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Add an episode to the buffer. The critic learns from what was executed, as the policy would have normalised it.
+
+    Raises:
+        ValueError: the episode was recorded with other normalisation statistics than the base's.
+    """
+    meta = episode.meta
+    if meta.stats_hash and meta.stats_hash != base.spec.stats_hash:
+        raise ValueError(
+            f"episode {meta.episode_id}: stats_hash={meta.stats_hash!r}, but the base policy normalises with "
+            f"{base.spec.stats_hash!r}; accepted are episodes of this base, or recordings without a hash"
+        )
+
+    def normalized(values: np.ndarray) -> np.ndarray:
+        return base.normalize_action(torch.from_numpy(values).to(device)).clamp(-1.0, 1.0).cpu().numpy()
+
+    chunks = normalized(np.stack([d.chunk for d in episode.decisions])) if episode.decisions else None
+    buffer.add(
+        episode, encode_episode(base, episode, device), normalized(episode.action), chunks=chunks, stratum=stratum,
+        extra={EPISODE_RETURN: discounted_returns(episode.reward, buffer.window.gamma)},
+    )  # fmt: skip
+
+
+def discounted_returns(reward: np.ndarray, gamma: float) -> np.ndarray:
+    """(L,) return from every step to the episode's end; unknown (NaN) rewards count as zero here, a regression start only."""
+    returns = np.zeros(len(reward), np.float32)
+    total = 0.0
+    for t in range(len(reward) - 1, -1, -1):
+        total = (0.0 if np.isnan(reward[t]) else float(reward[t])) + gamma * total
+        returns[t] = total
+    return returns

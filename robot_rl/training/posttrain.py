@@ -1,0 +1,151 @@
+"""``robot-rl train``: from demonstrations to a post-trained policy, a table and a report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robot_rl import seeding
+from robot_rl.config import to_yaml
+from robot_rl.policies.behaviour_cloning import clone
+from robot_rl.policies.checkpoint import load_policy, save_policy
+from robot_rl.policies.compact import CompactPolicy
+from robot_rl.progress import Progress, Silent
+from robot_rl.runtime.acting import ActingMode, ActingPolicy
+from robot_rl.sim.env import EnvSpec, make_env
+from robot_rl.sim.rollout import Rollout
+from robot_rl.sim.vector import make_vector
+from robot_rl.training.build import pick_device
+from robot_rl.training.config import PostTrainConfig
+from robot_rl.training.demonstrations import gather
+from robot_rl.training.final import finish
+from robot_rl.training.interrupt import InterruptFlag
+from robot_rl.training.measuring import measure, success_interval
+from robot_rl.training.run_folder import RunFolder
+from robot_rl.training.session import Session
+
+
+def run(config: PostTrainConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Do the whole job in ``config.run_dir``, or the rest of it if it was interrupted; returns the content of ``result.json``.
+
+    Raises:
+        ValueError: a configuration that does not fit the task, or a run folder of another configuration.
+        Interrupted: Ctrl-C; everything is saved and the same call resumes.
+    """
+    progress = progress or Silent()
+    device = pick_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    spec = _env_spec(config)
+    folder = RunFolder(Path(config.run_dir))
+    _claim(folder, config)
+    with InterruptFlag() as flag:
+        base = prepare_base(config, spec, folder, progress, flag, device)
+        vector = make_vector(config.env.id, config.env.num_envs, config.env.workers, **config.env.options)
+        with vector:
+            rollout = Rollout(vector, spec)
+            session = Session(config, folder, base, _demos(config, spec, folder, progress), rollout, progress, flag, device)
+            try:
+                if not session.resume():
+                    _baselines(config, session, rollout, progress, flag)
+                    session.checkpoint()
+                session.run()
+                return finish(config, folder, session, rollout, progress, flag)
+            finally:
+                session.close()
+
+
+def _env_spec(config: PostTrainConfig) -> EnvSpec:
+    env = make_env(config.env.id, **config.env.options)
+    spec = env.spec
+    env.close()
+    return spec
+
+
+def _claim(folder: RunFolder, config: PostTrainConfig) -> None:
+    """Write the resolved configuration, or check that the folder's run is the same one."""
+    from robot_rl.config import config_hash, load
+
+    if folder.config.exists():
+        before = load(PostTrainConfig, folder.config)
+        if config_hash(before) != config_hash(config):
+            raise ValueError(
+                f"run_dir={str(folder.path)!r} holds a run of another configuration ({config_hash(before)}, this one is "
+                f"{config_hash(config)}); accepted are the same configuration, which resumes it, or another run_dir"
+            )
+        return
+    folder.write_text("config.yaml", to_yaml(config))
+
+
+def _demos(config: PostTrainConfig, spec: EnvSpec, folder: RunFolder, progress: Progress) -> list:
+    if config.base.path is not None and not config.demos.prefill:
+        return []
+    return gather(config.demos, config.env, spec, config.seed, folder, progress, _workers(config))
+
+
+def _workers(config: PostTrainConfig) -> int:
+    import os
+
+    return min(os.cpu_count() or 1, 8) if config.env.workers != "serial" or config.demos.episodes >= 50 else 1
+
+
+def prepare_base(
+    config: PostTrainConfig, spec: EnvSpec, folder: RunFolder, progress: Progress, flag: InterruptFlag, device: str
+) -> CompactPolicy:
+    """The frozen base: loaded, left by an earlier attempt, or cloned now (a cloning that was interrupted starts over)."""
+    source = config.base.path
+    if source is None and not (folder.base / "policy.json").exists():
+        episodes = _demos(config, spec, folder, progress)
+        bc = config.base.bc
+        progress.start("behaviour cloning", bc.steps)
+        done = 0
+
+        def report(step: int, loss: float) -> None:
+            nonlocal done
+            flag.raise_if_set()
+            progress.advance(step - done)
+            progress.status(loss=loss)
+            done = step
+
+        policy = clone(episodes, dict(spec.observation_features), spec.action, bc, device=device, progress=report)
+        save_policy(policy.cpu(), folder.base, extra={"task": spec.env_id, "episodes": len(episodes)})
+    policy = load_policy(folder.base if source is None else source, device)
+    for name, feature in policy.spec.observation_features.items():
+        if name not in spec.observation_features or spec.observation_features[name].shape != feature.shape:
+            raise ValueError(
+                f"base.path={str(source)!r}: the policy reads {name} {feature.shape}; {spec.env_id} has {dict(spec.observation_features)}"
+            )
+    if policy.spec.action.dim != spec.action.dim:
+        raise ValueError(
+            f"base.path={str(source)!r}: {policy.spec.action.dim} action dimensions; {spec.env_id} has {spec.action.dim}"
+        )
+    return policy
+
+
+def _baselines(config: PostTrainConfig, session: Session, rollout: Rollout, progress: Progress, flag: InterruptFlag) -> None:
+    """The gate's reference on gate seeds, and the curve's baselines on evaluation seeds."""
+    e = config.evaluation
+    began = time.monotonic()
+    modes: list[tuple[str, ActingMode]] = [("base", "base")]
+    if config.head.kind == "latent_noise":
+        modes += [("untrained_head", "explore"), ("zero_noise", "zero_noise")]
+    progress.start("baselines", e.reference_episodes + len(modes) * e.curve_episodes)
+    base = ActingPolicy(session.base, device=session.device)
+    outcomes = measure(rollout, base, seeding.GATE.take(e.reference_episodes), progress=progress, should_stop=flag)
+    successes, n, _ = success_interval(outcomes)
+    session.gate.set_reference(successes, n)
+    session.counters.gate_steps += sum(o.length for o in outcomes)
+    progress.log(f"base policy: {successes} of {n} gate starts")
+    for who, mode in modes:
+        policy = ActingPolicy(session.base, session.learner.head, mode, device=session.device)
+        outcomes = measure(rollout, policy, seeding.EVALUATION.take(e.curve_episodes), progress=progress, should_stop=flag)
+        successes, n, interval = success_interval(outcomes)
+        session.counters.evaluation_steps += sum(o.length for o in outcomes)
+        session.record_evaluation(who, successes, n, mode=mode)
+        progress.log(f"{who.replace('_', ' ')}: {successes} of {n} evaluation starts [{interval.low:.0%}, {interval.high:.0%}]")
+        if who == "base":
+            session.set_base_curve(successes, n)
+    session.counters.wall_seconds += time.monotonic() - began
