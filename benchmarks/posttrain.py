@@ -25,7 +25,17 @@ def run_one(config: str, seed: int, folder: Path, threads: int, rest: list[str])
     result = folder / "result.json"
     if not result.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "robot_rl.cli", "train", "--config", config, f"--run_dir={folder}", f"--seed={seed}", *rest]
+        command = [
+            sys.executable,
+            "-m",
+            "robot_rl.cli",
+            "train",
+            "--config",
+            config,
+            f"--run_dir={folder}",
+            f"--seed={seed}",
+            *rest,
+        ]
         with folder.with_suffix(".log").open("ab") as log:
             code = subprocess.run(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -260,7 +260,7 @@ class Episode:
             "reward": np.nan, "terminated": False, "truncated": False, "decision_id": -1, "chunk_row": -1,
             "weights_version": 0, "intervention_id": -1, "stamp_ns": 0,
         }  # fmt: skip
-        decisions = arrays.pop("decisions", [])
+        decisions: Any = arrays.pop("decisions", [])
         full: dict[str, np.ndarray] = {"action": action}
         for name, value in unknown.items():
             shape = (length, dim) if name.startswith("action_") else (length,)

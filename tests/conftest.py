@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Helpers that several test files share are called <name>_kit.py; importlib mode leaves the path alone.
+sys.path += sorted({str(file.parent) for file in (ROOT / "tests").rglob("*_kit.py")})
 
 # Before anything imports numpy, torch or mujoco: test workers share the cores, and there may be no display.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -94,6 +94,7 @@ def store(argv: Sequence[str]) -> int:
             action.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     arguments = parser.parse_args(argv)
     path = arguments.store
+    result: Any
     if arguments.action == "show":
         result = maintenance.show(path, arguments.episode)
     elif arguments.action == "gc":

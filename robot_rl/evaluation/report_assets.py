@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-# ruff: noqa: E501  (style sheets read better one rule a line)
-
 CSS = """
 :root{--bg:#fdfdfc;--ink:#16181d;--soft:#4a4f5a;--muted:#6b7280;--line:#e4e4e0;--card:#f5f5f2;--policy:#0b62a4;--base:#767b84;
 --good:#0b62a4;--bad:#c2450a;--grid:#ececE8;color-scheme:light dark}

@@ -71,8 +71,9 @@ class ResidualHead(Head):
         return (rows + self.scale * self.basis.expand(u, None)).clamp(-1.0, 1.0)
 
     def combine_gradient_to_u(self, rows: Tensor, u: Tensor, gradient: Tensor) -> Tensor:
-        """dL/d(combined rows) (B, n, A) to dL/du (B, d); zero where the clamp holds."""
-        free = (rows + self.scale * self.basis.expand(u, None)).abs() < 1.0
+        """dL/d(combined rows) (B, n, A) to dL/du (B, d); zero where the clamp cuts something off."""
+        # Exactly at a limit nothing is cut off: a base that saturates, as clamped samplers do, must stay correctable.
+        free = (rows + self.scale * self.basis.expand(u, None)).abs() <= 1.0
         return self.basis.pull_back(gradient * free * self.scale)
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor
 from robot_rl.replay.buffer import WindowBatch
 
 EPISODE_RETURN = "episode_return"
+RETURN_KNOWN = "return_known"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Batch:
         noise: (B, H_w, A_w) what entered the sampler at a decision start, or None.
         action_base: (B, n, A) the base's rows at a decision start, or None.
         episode_return: (B,) discounted return from the window's start to the end of its episode, or None.
+        return_known: (B,) 1 where every reward of that return is known, else 0; None: all are.
     """
 
     conditioning: Tensor
@@ -35,10 +37,11 @@ class Batch:
     noise: Tensor | None = None
     action_base: Tensor | None = None
     episode_return: Tensor | None = None
+    return_known: Tensor | None = None
 
     @classmethod
     def from_windows(cls, windows: WindowBatch, device: torch.device | str = "cpu") -> Batch:
-        """From what :meth:`ReplayBuffer.sample` draws; ``episode_return`` is the buffer's extra of that name."""
-        arrays = {f.name: getattr(windows, f.name) for f in fields(cls) if f.name != EPISODE_RETURN}
-        arrays[EPISODE_RETURN] = windows.extra.get(EPISODE_RETURN)
+        """From what :meth:`ReplayBuffer.sample` draws; ``episode_return`` and ``return_known`` are the buffer's extras of that name."""
+        extras = (EPISODE_RETURN, RETURN_KNOWN)
+        arrays = {f.name: windows.extra.get(f.name) if f.name in extras else getattr(windows, f.name) for f in fields(cls)}
         return cls(**{k: None if v is None else torch.from_numpy(v).to(device, non_blocking=True) for k, v in arrays.items()})

@@ -263,9 +263,10 @@ class Residual:
         self.critic_input_dim = self.features + head.rows * base.spec.action.dim
 
     def base_rows(self, conditioning: Tensor) -> Tensor:
-        shape = self.base.spec.noise_shape or (0, 0)
-        noise = torch.randn((len(conditioning), *shape), generator=self.generator, device=conditioning.device)
-        return self.base.sample(conditioning, noise)[:, : self.head.rows]
+        shape, noise = self.base.spec.noise_shape, None
+        if shape is not None:
+            noise = torch.randn((len(conditioning), *shape), generator=self.generator, device=conditioning.device)
+        return self.base.sample(conditioning, noise)[:, : self.head.rows]  # type: ignore[arg-type]
 
     def critic_input(self, batch: Batch) -> Tensor:
         return torch.cat([batch.conditioning, batch.action.flatten(1)], dim=-1)

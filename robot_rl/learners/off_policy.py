@@ -87,7 +87,8 @@ class OffPolicyLearner:
         """
         if batch.episode_return is None:
             raise ValueError("pretrain needs episode returns: build the buffer with the extra feature 'episode_return'")
-        result = self.critic.loss_and_grad(self.objective.critic_input(batch), batch.episode_return, batch.weight)
+        weight = batch.weight if batch.return_known is None else batch.weight * batch.return_known
+        result = self.critic.loss_and_grad(self.objective.critic_input(batch), batch.episode_return, weight)
         self.optimizer.step()
         metrics = {"critic/pretrain_loss": result.loss, "critic/q": result.q.mean()}
         return metrics | self.objective.improve(batch, self.critic, False)

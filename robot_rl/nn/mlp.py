@@ -77,7 +77,8 @@ class Tape:
         self.normalised = [empty(width) for width in hidden]
         self.rstd = [empty(1) for _ in hidden]
         self.mean = [empty(1) for _ in hidden]
-        self._new, self._scratch = empty, {}
+        self._new = empty
+        self._scratch: dict[tuple[str, int], Tensor] = {}
 
     def scratch(self, name: str, width: int) -> Tensor:
         """A buffer (N, B, width) made on first use: passes that need no gradient never pay for one."""

@@ -59,7 +59,8 @@ class DiffusionPolicy(CompactPolicy):
             v = self.denoiser(x, condition, times[i : i + 1])
             clean = (root * x - sigma * v).clamp_(-1.0, 1.0)
             x = clean if d == 0.0 else c * clean + (d / sigma) * (x - root * clean)
-        return x
+        # Where num_steps does not divide train_steps, rounding can end the schedule a hair before the clean chunk.
+        return x.clamp(-1.0, 1.0)
 
     def denoising_loss(self, conditioning: Tensor, chunk: Tensor, generator: torch.Generator) -> Tensor:
         x0 = chunk.flatten(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
@@ -38,7 +39,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
-def full_disk_is_clear(where: str | os.PathLike[str], doing: str):
+def full_disk_is_clear(where: str | os.PathLike[str], doing: str) -> Iterator[None]:
     """Turn ENOSPC, EDQUOT and EFBIG inside the block into :class:`StoreFullError`."""
     try:
         yield

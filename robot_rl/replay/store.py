@@ -279,12 +279,13 @@ class EpisodeStore:
         meta = replace(
             meta, episode_id=check_episode_id(meta.episode_id or new_ulid()), stats_hash=meta.stats_hash or self.spec.stats_hash
         )
-        for folder in ("episodes", "discarded"):
-            if (self.path / folder / meta.episode_id).exists():
-                raise StoreError(
-                    f"episode_id={meta.episode_id!r} is taken in {self.path / folder}; give another one or leave it empty"
-                )
+        if self.taken(meta.episode_id):
+            raise StoreError(f"episode_id={meta.episode_id!r} is taken in {self.path}; give another one or leave it empty")
         return meta
+
+    def taken(self, episode_id: str) -> bool:
+        """Whether an episode of this id was ever committed here; one that was set aside keeps its id."""
+        return any((self.path / folder / check_episode_id(episode_id)).exists() for folder in ("episodes", "discarded"))
 
     def _write(self, episode: Episode) -> None:
         """Make one episode durable. Nothing of it is visible unless all of it is."""

@@ -215,7 +215,7 @@ class GymnasiumEnv:
     def _make_camera(self, fast: bool) -> OffscreenCamera | None:
         if not self._mujoco:
             return None
-        config = getattr(getattr(self._core, "mujoco_renderer", None), "default_cam_config", None)
+        config = getattr(getattr(self._core, "mujoco_renderer", None), "default_cam_config", None) or {}
 
         def aim(camera: Any) -> None:
             for key, value in config.items():

@@ -69,7 +69,7 @@ def save_checkpoint(folder: Path, name: str, tensors: dict[str, Any], state: dic
     flat, values = _flatten(tensors)
     save_file(flat, draft / "tensors.safetensors")
     (draft / "state.json").write_text(json.dumps({"format": FORMAT, "values": values, "state": state}))
-    for file in draft.iterdir():
+    for file in [*draft.iterdir(), draft]:
         _sync(file)
     final = folder / name
     if final.exists():  # the same step again (an interrupt right after a periodic save): the newer content wins

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from robot_rl.learners.batch import EPISODE_RETURN
+from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.types import Episode, Stratum
@@ -58,17 +58,21 @@ def ingest(
         return base.normalize_action(torch.from_numpy(values).to(device)).clamp(-1.0, 1.0).cpu().numpy()
 
     chunks = normalized(np.stack([d.chunk for d in episode.decisions])) if episode.decisions else None
+    returns, known = discounted_returns(episode.reward, buffer.window.gamma)
     buffer.add(
         episode, encode_episode(base, episode, device), normalized(episode.action), chunks=chunks, stratum=stratum,
-        extra={EPISODE_RETURN: discounted_returns(episode.reward, buffer.window.gamma)},
+        extra={EPISODE_RETURN: returns, RETURN_KNOWN: known},
     )  # fmt: skip
 
 
-def discounted_returns(reward: np.ndarray, gamma: float) -> np.ndarray:
-    """(L,) return from every step to the episode's end; unknown (NaN) rewards count as zero here, a regression start only."""
-    returns = np.zeros(len(reward), np.float32)
-    total = 0.0
+def discounted_returns(reward: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+    """(L,) return from every step to the episode's end, and (L,) 1 where no reward of it is unknown (NaN), else 0."""
+    returns, known = np.zeros(len(reward), np.float32), np.ones(len(reward), np.float32)
+    total, complete = 0.0, 1.0
     for t in range(len(reward) - 1, -1, -1):
-        total = (0.0 if np.isnan(reward[t]) else float(reward[t])) + gamma * total
-        returns[t] = total
-    return returns
+        if np.isnan(reward[t]):
+            complete = 0.0
+        else:
+            total = float(reward[t]) + gamma * total
+        returns[t], known[t] = total, complete
+    return returns, known

@@ -18,7 +18,7 @@ import torch
 
 from robot_rl import seeding
 from robot_rl.heads.base import Head
-from robot_rl.learners.batch import EPISODE_RETURN, Batch
+from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN, Batch
 from robot_rl.learners.objectives import Metrics
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.policies.base import BasePolicy
@@ -54,6 +54,7 @@ class Counters:
     evaluation_steps: int = 0
     wall_seconds: float = 0.0
     updates_owed: float = 0.0
+    unlogged: int = 0  # updates since the last line of metrics
     actor_started_at: int = -1  # env_steps at the first actor update
     next_candidate: int = 0
     next_evaluation: int = 0
@@ -114,7 +115,7 @@ class Session:
             delta_mask=spec.action.delta_mask,
             noise_shape=spec.noise_shape if learner.algorithm == "dsrl_sac" else None,
             chunk_horizon=spec.horizon,
-            extra={EPISODE_RETURN: FeatureSpec(())},
+            extra={EPISODE_RETURN: FeatureSpec(()), RETURN_KNOWN: FeatureSpec(())},
         )
 
     def _open_store(self) -> EpisodeStore:
@@ -204,10 +205,14 @@ class Session:
         seeds = [
             seeding.key("training", self.config.seed, first + i) % seeding.TRAINING.last for i in range(schedule.round_episodes)
         ]
-        ids = [f"r{c.round:06d}e{i:03d}" for i in range(schedule.round_episodes)]
-        for stale in set(self.store.episode_ids()) & set(ids):  # an earlier attempt at this very round was cut short
-            self.store.discard(stale)
-        plans = [EpisodePlan(seed, ("training", self.config.seed, i), policy, i) for seed, i in zip(seeds, ids, strict=True)]
+        keys = [f"r{c.round:06d}e{i:03d}" for i in range(schedule.round_episodes)]
+        for stale in self.store.episode_ids():
+            if stale.startswith(f"r{c.round:06d}e"):  # an earlier attempt at this very round was cut short
+                self.store.discard(stale)
+        plans = [
+            EpisodePlan(seed, ("training", self.config.seed, key), policy, self._free_id(key))
+            for seed, key in zip(seeds, keys, strict=True)
+        ]
         outcomes = self.rollout.play(plans, store=self.store, keep_episodes=True, should_stop=self.flag)
         self.store.flush()
         if len(outcomes) < len(plans):
@@ -222,6 +227,14 @@ class Session:
         c.recent = (c.recent + [o.success for o in outcomes])[-Counters.RECENT :]
         self.progress.advance(steps)
         self._show(steps)
+
+    def _free_id(self, key: str) -> str:
+        """``key``, or with a count behind it where an earlier attempt at the same episode was set aside under that id."""
+        attempt, found = 1, key
+        while self.store.taken(found):
+            attempt += 1
+            found = f"{key}-{attempt}"
+        return found
 
     def _learn(self) -> None:
         """Critic warm-up once, then as many updates as the collected steps are worth."""
@@ -255,7 +268,8 @@ class Session:
             metrics = update(Batch.from_windows(windows, self.device))
             for name, value in metrics.items():
                 self._metrics.setdefault(name, []).append(value)
-            if self.learner.updates % every == 0:
+            c.unlogged += 1
+            if c.unlogged >= every:
                 self._log_metrics()
         self.learner.check_finite()
 
@@ -366,6 +380,7 @@ class Session:
 
     def _log_metrics(self) -> None:
         c = self.counters
+        c.unlogged = 0
         values = {name: float(torch.stack(v).mean()) for name, v in self._metrics.items()}
         self._metrics.clear()
         if c.recent:
@@ -404,6 +419,7 @@ class Session:
             "gate": self.gate.state_dict(),
             "rng": self.rng.bit_generator.state,
             "episodes": [i for i in self.buffer.episode_ids() if i in self.store],
+            "recorded": self.store.episode_ids(),  # also what the buffer had no room for any more
             "curve": [[version, mode, *counts] for (version, mode), counts in self._curve.items()],
             "logs": self.folder.log_sizes(),
             "config_hash": self.scalars.config_hash,
@@ -423,6 +439,7 @@ class Session:
         path = latest_checkpoint(self.folder.checkpoints)
         if path is None:
             self._forget([])
+            self.folder.rewind_logs({})  # baselines that were cut short are measured again
             return False
         tensors, state = load_checkpoint(path)
         for name, found in (("config_hash", self.scalars.config_hash), ("base_hash", self.base.spec.base_hash)):
@@ -438,7 +455,7 @@ class Session:
         self.rng.bit_generator.state = state["rng"]
         self._curve = {(v, m): (k, n) for v, m, k, n in state["curve"]}
         self.folder.rewind_logs(state["logs"])
-        self._forget(state["episodes"])
+        self._forget(state["recorded"])
         self.channel.rewind(self.counters.version)
         for episode_id in state["episodes"]:
             ingest(self.buffer, self.store.read(episode_id), self.base, device=self.device)

@@ -280,6 +280,7 @@ class CanOperator(ScriptedOperator):
     miss = 0.16
 
     def __init__(self, env: Environment, *, skill: float = 1.0, noise: float = 0.0) -> None:
+        self._facing: float | None = None
         super().__init__(env, skill=skill, noise=noise)
         core: Any = env.unwrapped  # type: ignore[attr-defined]
         self._bin = np.array([*core.target_bin_placements[core.object_id, :2], core.bin2_pos[2] + 0.12])
@@ -341,7 +342,7 @@ class SquareOperator(ScriptedOperator):
 
     def _begin(self) -> None:
         super()._begin()
-        self._facing: float | None = None
+        self._facing = None
 
     def _placed(self, seen: _Seen) -> bool:
         return seen.object[2] < self._peg[2] + 0.005

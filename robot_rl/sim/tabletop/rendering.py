@@ -84,7 +84,8 @@ def _forget() -> None:
 def draw(model: Any, data: Any, camera_id: int, width: int, height: int, *, fine: bool = False) -> np.ndarray:
     """(height, width, 3) uint8 RGB of ``data`` from a camera of the model.
 
-    ``fine`` adds shadows and 4x multisampling (for videos); without them an 84x84 frame costs about a millisecond in software.
+    ``fine`` adds shadows and 4x multisampling (for videos); without them an 84x84 frame takes 2 to 3 ms
+    of processor time in software.
 
     Raises:
         RuntimeError: no off-screen OpenGL here (the message says what to install).
