@@ -266,7 +266,7 @@ class Residual:
         shape, noise = self.base.spec.noise_shape, None
         if shape is not None:
             noise = torch.randn((len(conditioning), *shape), generator=self.generator, device=conditioning.device)
-        return self.base.sample(conditioning, noise)[:, : self.head.rows]  # type: ignore[arg-type]
+        return self.base.sample(conditioning, noise)[:, : self.head.rows]
 
     def critic_input(self, batch: Batch) -> Tensor:
         return torch.cat([batch.conditioning, batch.action.flatten(1)], dim=-1)

@@ -280,7 +280,7 @@ class CanOperator(ScriptedOperator):
     miss = 0.16
 
     def __init__(self, env: Environment, *, skill: float = 1.0, noise: float = 0.0) -> None:
-        self._facing: float | None = None
+
         super().__init__(env, skill=skill, noise=noise)
         core: Any = env.unwrapped  # type: ignore[attr-defined]
         self._bin = np.array([*core.target_bin_placements[core.object_id, :2], core.bin2_pos[2] + 0.12])
@@ -312,6 +312,7 @@ class SquareOperator(ScriptedOperator):
     descend_within = 0.0
 
     def __init__(self, env: Environment, *, skill: float = 1.0, noise: float = 0.0) -> None:
+        self._facing: float | None = None
         super().__init__(env, skill=skill, noise=noise)
         core: Any = env.unwrapped  # type: ignore[attr-defined]
         self._peg = core.sim.data._data.xpos[core.peg1_body_id].copy()
