@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from robot_rl.paths import find_recording
+from robot_rl.progress import Progress
 from robot_rl.replay.importers import open_dataset
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.sim.collect import CollectConfig, collect
 from robot_rl.sim.env import EnvSpec
 from robot_rl.training.config import DemosConfig, EnvConfig
-from robot_rl.paths import find_recording
-from robot_rl.progress import Progress
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.types import Episode
 
@@ -33,10 +33,7 @@ def gather(config: DemosConfig, env: EnvConfig, spec: EnvSpec, seed: int, folder
         ValueError: the recording does not fit the task (the message names the feature or the action).
     """
     if config.source == "store":
-        assert config.path is not None
-        with EpisodeStore.open(config.path, mode="r") as store:
-            episodes = [store.read(i) for i in store.episode_ids()]
-        return _checked(episodes, spec, str(config.path))
+        return _checked(gathered(config, folder), spec, str(config.path))
     done = folder.demos / "complete"
     if not done.exists():
         _remove(folder)
@@ -60,7 +57,16 @@ def gather(config: DemosConfig, env: EnvConfig, spec: EnvSpec, seed: int, folder
                 for episode in importer.episodes():
                     sink.add(_checked([episode], spec, str(config.path))[0])
         done.touch()
-    with EpisodeStore.open(folder.demos, mode="r") as store:
+    return gathered(config, folder)
+
+
+def gathered(config: DemosConfig, folder: RunFolder) -> list[Episode]:
+    """What :func:`gather` left in the run folder, or the store that was named; nothing is made or checked here."""
+    path = folder.demos
+    if config.source == "store":
+        assert config.path is not None
+        path = config.path
+    with EpisodeStore.open(path, mode="r") as store:
         return [store.read(i) for i in store.episode_ids()]
 
 

@@ -13,18 +13,18 @@ from robot_rl import __version__, seeding
 from robot_rl.progress import Progress
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.sim.rollout import EpisodeOutcome, EpisodePlan, Rollout
+from robot_rl.training.acting_session import ActingSession
 from robot_rl.training.config import PostTrainConfig
 from robot_rl.training.interrupt import InterruptFlag
 from robot_rl.training.measuring import measure, success_interval
 from robot_rl.training.run_folder import RunFolder
-from robot_rl.training.session import Session
 
 THRESHOLDS = (0.50, 0.75, 0.90)
 FPS = 20
 
 
 def finish(
-    config: PostTrainConfig, folder: RunFolder, session: Session, rollout: Rollout, progress: Progress, flag: InterruptFlag
+    config: PostTrainConfig, folder: RunFolder, session: ActingSession, rollout: Rollout, progress: Progress, flag: InterruptFlag
 ) -> dict[str, Any]:
     """Evaluate base and acting policy on the same ``final`` seeds, film some of them, and write result and report."""
     e, c = config.evaluation, session.counters
@@ -52,7 +52,8 @@ def finish(
         "env_steps": c.env_steps,
         "gate_steps": c.gate_steps,
         "evaluation_steps": c.evaluation_steps,
-        "updates": session.learner.updates,
+        "updates": session.updates,
+        "learner": session.learner_summary(),
         "wall_seconds": c.wall_seconds,
         "phase_seconds": c.seconds,
         "steps_to": steps_to(folder),
