@@ -127,6 +127,8 @@ class ScheduleConfig:
         candidate_modes: how a candidate would act; each mode of one version is a candidate of its own.
         evaluate_every: environment steps between two points of the learning curve.
         checkpoint_every_s: wall seconds between two checkpoints.
+        learner: ``inline`` learns between two rounds (exactly repeatable); ``process`` learns beside them, see
+            :class:`LearnerProcessConfig`.
     """
 
     env_steps: int = 100_000
@@ -144,6 +146,7 @@ class ScheduleConfig:
     candidate_modes: tuple[Literal["explore", "eval"], ...] = ("eval",)
     evaluate_every: int = 5_000
     checkpoint_every_s: float = 60.0
+    learner: Literal["inline", "process"] = "inline"
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "env_steps", "round_episodes", "batch_size", "replay_capacity", "candidate_every", "evaluate_every")
@@ -155,6 +158,39 @@ class ScheduleConfig:
     def demo_share(self, env_steps: int) -> float:
         progress = min(1.0, env_steps / max(self.demo_ratio_steps, 1))
         return self.demo_ratio + (self.demo_ratio_end - self.demo_ratio) * progress
+
+
+@dataclass(frozen=True)
+class LearnerProcessConfig:
+    """A learner in a process of its own (``schedule.learner=process``).
+
+    Attributes:
+        publish_every_s, publish_every_updates: a new version is published when either has passed (0 updates: never by count).
+        keep_versions: newest versions that stay on disk, beside those that act, are on probation or may be rolled back to.
+        max_backlog_steps: steps that may wait to be learned from; what a slow learner owes beyond them is dropped and counted.
+        max_lead_steps: simulated robots rest while they are this many steps ahead of a living learner; 0: acting never waits.
+        poll_s: seconds between two looks at the stores.
+        threads: torch threads of the learner; 0 leaves torch's own choice.
+        restarts: how often in a row a learner that dies before it publishes again is restarted.
+        backoff_s: wait before the first restart; it doubles up to a minute.
+        stale_after_s: a learner without a heartbeat for so long is killed and restarted.
+    """
+
+    publish_every_s: float = 10.0
+    publish_every_updates: int = 0
+    keep_versions: int = 20
+    max_backlog_steps: int = 20_000
+    max_lead_steps: int = 0
+    poll_s: float = 0.2
+    threads: int = field(default=0, metadata={"hash": False})
+    restarts: int = field(default=5, metadata={"hash": False})
+    backoff_s: float = field(default=1.0, metadata={"hash": False})
+    stale_after_s: float = field(default=300.0, metadata={"hash": False})
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "publish_every_s", "publish_every_updates", "max_lead_steps", "threads", "restarts", "backoff_s")
+        _at_least(self, 1, "keep_versions", "max_backlog_steps", "stale_after_s")
+        _at_least(self, 0.001, "poll_s")
 
 
 @dataclass(frozen=True)
@@ -219,6 +255,7 @@ class PostTrainConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     learner: OffPolicyConfig = field(default_factory=OffPolicyConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    learner_process: LearnerProcessConfig = field(default_factory=LearnerProcessConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     stop: StopConfig = field(default_factory=StopConfig)

@@ -35,10 +35,7 @@ def gather(
         ValueError: the recording does not fit the task (the message names the feature or the action).
     """
     if config.source == "store":
-        assert config.path is not None
-        with EpisodeStore.open(config.path, mode="r") as store:
-            episodes = [store.read(i) for i in store.episode_ids()]
-        return _checked(episodes, spec, str(config.path))
+        return _checked(gathered(config, folder), spec, str(config.path))
     done = folder.demos / "complete"
     if not done.exists():
         _remove(folder)
@@ -71,7 +68,16 @@ def gather(
                 for episode in importer.episodes():
                     sink.add(_checked([episode], spec, str(config.path))[0])
         done.touch()
-    with EpisodeStore.open(folder.demos, mode="r") as store:
+    return gathered(config, folder)
+
+
+def gathered(config: DemosConfig, folder: RunFolder) -> list[Episode]:
+    """What :func:`gather` left in the run folder, or the store that was named; nothing is made or checked here."""
+    path = folder.demos
+    if config.source == "store":
+        assert config.path is not None
+        path = config.path
+    with EpisodeStore.open(path, mode="r") as store:
         return [store.read(i) for i in store.episode_ids()]
 
 

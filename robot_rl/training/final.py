@@ -15,17 +15,22 @@ from robot_rl.evaluation.results import EvaluationLine, load_lines, lowest_actin
 from robot_rl.progress import Progress
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.sim.rollout import EpisodeOutcome, EpisodePlan, Rollout
+from robot_rl.training.acting_session import ActingSession
 from robot_rl.training.config import PostTrainConfig
 from robot_rl.training.interrupt import InterruptFlag
 from robot_rl.training.measuring import measure, success_interval
 from robot_rl.training.run_folder import RunFolder
-from robot_rl.training.session import Session
 
 FPS = 20
 
 
 def finish(
-    config: PostTrainConfig, folder: RunFolder, session: Session, rollout: Rollout, progress: Progress, flag: InterruptFlag
+    config: PostTrainConfig,
+    folder: RunFolder,
+    session: ActingSession,
+    rollout: Rollout,
+    progress: Progress,
+    flag: InterruptFlag,
 ) -> dict[str, Any]:
     """Evaluate base and acting policy on the same ``final`` seeds, film some of them, and write result and report."""
     e, c = config.evaluation, session.counters
@@ -62,7 +67,8 @@ def finish(
         "env_steps": c.env_steps,
         "gate_steps": c.gate_steps,
         "evaluation_steps": c.evaluation_steps,
-        "updates": session.learner.updates,
+        "updates": session.updates,
+        "learner": session.learner_summary(),
         "wall_seconds": c.wall_seconds,
         "phase_seconds": c.seconds,
         "steps_to": steps_to((line.env_steps, line.rate) for line in curve if line.who in ("base", "acting")),

@@ -18,6 +18,8 @@ from robot_rl.runtime.acting import ActingMode, ActingPolicy
 from robot_rl.sim.env import EnvSpec, make_env
 from robot_rl.sim.rollout import Rollout
 from robot_rl.sim.vector import make_vector
+from robot_rl.training.acting_session import ActingSession
+from robot_rl.training.async_session import AsyncSession
 from robot_rl.training.build import pick_device
 from robot_rl.training.config import PostTrainConfig
 from robot_rl.training.demonstrations import gather
@@ -26,6 +28,7 @@ from robot_rl.training.interrupt import InterruptFlag
 from robot_rl.training.measuring import measure, success_interval
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.session import Session
+from robot_rl.types import Episode
 
 
 def run(config: PostTrainConfig, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def run(config: PostTrainConfig, *, progress: Progress | None = None) -> dict[st
         vector = make_vector(config.env.id, config.env.num_envs, config.env.workers, **config.env.options)
         with vector:
             rollout = Rollout(vector, spec)
-            session = Session(config, folder, base, _demos(config, spec, folder, progress), rollout, progress, flag, device)
+            session = _session(config, folder, base, _demos(config, spec, folder, progress), rollout, progress, flag, device)
             try:
                 if not session.resume():
                     _baselines(config, session, rollout, progress, flag)
@@ -56,6 +59,21 @@ def run(config: PostTrainConfig, *, progress: Progress | None = None) -> dict[st
                 return finish(config, folder, session, rollout, progress, flag)
             finally:
                 session.close()
+
+
+def _session(
+    config: PostTrainConfig,
+    folder: RunFolder,
+    base: CompactPolicy,
+    demos: list[Episode],
+    rollout: Rollout,
+    progress: Progress,
+    flag: InterruptFlag,
+    device: str,
+) -> ActingSession:
+    if config.schedule.learner == "process":  # which reads the demonstrations from the run folder
+        return AsyncSession(config, folder, base, rollout, progress, flag, device)
+    return Session(config, folder, base, demos, rollout, progress, flag, device)
 
 
 def _env_spec(config: PostTrainConfig) -> EnvSpec:
@@ -80,7 +98,7 @@ def _claim(folder: RunFolder, config: PostTrainConfig) -> None:
     folder.write_text("config.yaml", to_yaml(config))
 
 
-def _demos(config: PostTrainConfig, spec: EnvSpec, folder: RunFolder, progress: Progress) -> list:
+def _demos(config: PostTrainConfig, spec: EnvSpec, folder: RunFolder, progress: Progress) -> list[Episode]:
     if config.base.path is not None and not config.demos.prefill:
         return []
     return gather(config.demos, config.env, spec, config.seed, folder, progress, _workers(config))
@@ -125,7 +143,9 @@ def prepare_base(
     return policy
 
 
-def _baselines(config: PostTrainConfig, session: Session, rollout: Rollout, progress: Progress, flag: InterruptFlag) -> None:
+def _baselines(
+    config: PostTrainConfig, session: ActingSession, rollout: Rollout, progress: Progress, flag: InterruptFlag
+) -> None:
     """The gate's reference on gate seeds, and the curve's baselines on evaluation seeds."""
     e = config.evaluation
     began = time.monotonic()
@@ -140,7 +160,7 @@ def _baselines(config: PostTrainConfig, session: Session, rollout: Rollout, prog
     session.counters.gate_steps += sum(o.length for o in outcomes)
     progress.log(f"base policy: {successes} of {n} gate starts")
     for who, mode in modes:
-        policy = ActingPolicy(session.base, session.learner.head, mode, device=session.device)
+        policy = ActingPolicy(session.base, session.head, mode, device=session.device)
         outcomes = measure(rollout, policy, seeding.EVALUATION.take(e.curve_episodes), progress=progress, should_stop=flag)
         successes, n, interval = success_interval(outcomes)
         session.counters.evaluation_steps += sum(o.length for o in outcomes)

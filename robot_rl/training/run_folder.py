@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class RunFolder:
         self.store = path / "store"
         self.checkpoints = path / "checkpoints"
         self.weights = path / "weights"
+        self.learner = path / "learner"  # only where the learner is a process of its own
         self.videos = path / "videos"
         self.tensorboard = path / "tensorboard"
         self.result = path / "result.json"
@@ -65,13 +66,13 @@ class RunFolder:
         draft.write_text(text)
         os.replace(draft, self.path / name)
 
-    def log_sizes(self) -> dict[str, int]:
-        """Bytes of every log, for :meth:`rewind_logs`."""
-        return {log: (self.path / log).stat().st_size if (self.path / log).exists() else 0 for log in LOGS}
+    def log_sizes(self, logs: Sequence[str] = LOGS) -> dict[str, int]:
+        """Bytes of the logs, for :meth:`rewind_logs`."""
+        return {log: (self.path / log).stat().st_size if (self.path / log).exists() else 0 for log in logs}
 
-    def rewind_logs(self, sizes: Mapping[str, int]) -> None:
+    def rewind_logs(self, sizes: Mapping[str, int], logs: Sequence[str] = LOGS) -> None:
         """Cut the logs back to a checkpoint's sizes: what came after it is about to happen again."""
-        for log in LOGS:
+        for log in logs:
             path = self.path / log
             if path.exists():
                 with path.open("r+b") as file:

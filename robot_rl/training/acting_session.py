@@ -1,0 +1,358 @@
+"""The acting side of a post-training run: rounds of phases, each of which either completes or changes nothing.
+
+``collect`` plays episodes, ``learn`` lets learning happen (or looks whether it does), ``gate`` puts candidates on probation,
+``evaluate`` adds a point to the learning curve; together they are one round. A run can be checkpointed between any two phases
+(and, in ``gate``, between any two blocks of probation episodes), so Ctrl-C costs one phase and kill -9 what came after the
+last checkpoint. Where the learner runs is the business of the two kinds of session.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from robot_rl import seeding
+from robot_rl.heads.base import Head
+from robot_rl.policies.base import BasePolicy
+from robot_rl.progress import Progress
+from robot_rl.replay.store import EpisodeStore
+from robot_rl.runtime.acting import ActingMode, ActingPolicy
+from robot_rl.runtime.gate import GateEvent, PromotionGate
+from robot_rl.runtime.weights import WeightChannel
+from robot_rl.sim.rollout import EpisodeOutcome, EpisodePlan, Rollout
+from robot_rl.training.build import build_head
+from robot_rl.training.config import PostTrainConfig
+from robot_rl.training.interrupt import Interrupted, InterruptFlag
+from robot_rl.training.learner_core import LearningCounters
+from robot_rl.training.measuring import measure, success_interval
+from robot_rl.training.run_folder import RunFolder
+from robot_rl.training.scalars import ScalarLog
+
+PHASES = ("collect", "learn", "gate", "evaluate")
+
+
+@dataclass
+class Counters(LearningCounters):
+    """Where a run is; saved with every checkpoint."""
+
+    phase: str = "collect"
+    round: int = 0
+    gate_steps: int = 0
+    evaluation_steps: int = 0
+    next_candidate: int = 0
+    next_evaluation: int = 0
+    candidates: list[list[Any]] = field(default_factory=list)  # (version, mode) still to be submitted this round
+    seconds: dict[str, float] = field(default_factory=lambda: {p: 0.0 for p in PHASES})
+    done: str = ""  # why the run ended
+
+
+class ActingSession(ABC):
+    """Everything between the frozen base and the final table that does not depend on where the learner runs."""
+
+    KEEP_EPISODES = False
+    """Whether :meth:`_played` needs the episodes themselves."""
+
+    def __init__(
+        self,
+        config: PostTrainConfig,
+        folder: RunFolder,
+        base: BasePolicy,
+        rollout: Rollout,
+        progress: Progress,
+        flag: InterruptFlag,
+        device: str,
+    ) -> None:
+        self.config, self.folder, self.base, self.rollout = config, folder, base, rollout
+        self.progress, self.flag, self.device = progress, flag, device
+        self.gate = PromotionGate(config.gate)
+        self.channel = WeightChannel(folder.weights)
+        self.counters = Counters(next_candidate=config.schedule.warmup_steps, next_evaluation=config.schedule.evaluate_every)
+        self.scalars = ScalarLog(folder, config)
+        self.store = self._open_store()
+        self._heads: dict[int, Head] = {}
+        self._curve: dict[tuple[int, str], tuple[int, int]] = {}
+        self._last_checkpoint = time.monotonic()
+
+    # ---- what the kinds of session differ in
+
+    @property
+    @abstractmethod
+    def head(self) -> Head:
+        """The newest head there is; untrained before learning began."""
+
+    @property
+    @abstractmethod
+    def updates(self) -> int:
+        """Gradient updates so far, as far as is known here."""
+
+    @abstractmethod
+    def learner_summary(self) -> dict[str, Any]:
+        """For ``result.json``: where the learner ran and how it fared."""
+
+    @abstractmethod
+    def _explorer(self) -> ActingPolicy:
+        """What plays the next round of training episodes."""
+
+    @abstractmethod
+    def _make_room(self, ids: list[str]) -> None:
+        """These episodes are about to be recorded."""
+
+    @abstractmethod
+    def _played(self, outcomes: list[EpisodeOutcome], steps: int) -> None:
+        """A round is recorded; counts its steps."""
+
+    @abstractmethod
+    def _learn(self) -> None:
+        """The phase in which learning happens, or is looked at."""
+
+    @abstractmethod
+    def _candidate(self) -> int | None:
+        """The version to put on probation now, or None when there is nothing new."""
+
+    @abstractmethod
+    def checkpoint(self) -> None:
+        """Save everything that the next phase depends on."""
+
+    @abstractmethod
+    def resume(self) -> bool:
+        """Continue from the latest checkpoint; False when there is none."""
+
+    def _should_stop(self) -> bool:
+        """Asked once a control step while episodes are played."""
+        return self.flag()
+
+    def _sha256(self, version: int) -> str:
+        return self.channel.manifest(version).sha256
+
+    def _explore_with(self, head: Head, version: int) -> ActingPolicy:
+        share = self.counters.base_share(self.config.mixture)
+        return ActingPolicy(self.base, head, "explore", version, base_share=share, device=self.device)
+
+    def _kept(self) -> set[int | None]:
+        """Versions whose heads stay in memory."""
+        return {self.gate.acting, self.gate.on_probation}
+
+    def _open_store(self) -> EpisodeStore:
+        if (self.folder.store / "store.json").exists():
+            return EpisodeStore.open(self.folder.store, mode="a", sync=False)
+        spec = self.base.spec
+        return EpisodeStore.create(
+            self.folder.store, observation_features=spec.observation_features, action=spec.action, noise_shape=spec.noise_shape,
+            chunk_horizon=spec.horizon, stats_hash=spec.stats_hash, sync=False,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.scalars.close()
+        self.store.close()
+
+    # ---- acting
+
+    def policy(self, version: int, mode: ActingMode) -> ActingPolicy:
+        """The base, or a published version, verified by the weight channel before it acts."""
+        if version == 0:
+            return ActingPolicy(self.base, mode="base", device=self.device)
+        if version not in self._heads:
+            head = build_head(self.base, self.config.head, self.config.seed).to(self.device)
+            head.load_state_dict(self.channel.load(version, {n: tuple(t.shape) for n, t in head.state_dict().items()}))
+            kept = self._kept()
+            self._heads = {v: h for v, h in self._heads.items() if v in kept}
+            self._heads[version] = head
+        return ActingPolicy(self.base, self._heads[version], mode, version, device=self.device)
+
+    @property
+    def acting(self) -> tuple[int, ActingMode]:
+        """(version, mode) that the gate lets act."""
+        return self.gate.acting, self.gate.acting_mode  # type: ignore[return-value]
+
+    # ---- the run
+
+    def run(self) -> str:
+        """Play rounds until a stop rule holds; returns which. Raises Interrupted after saving a checkpoint."""
+        self.progress.start("reinforcement learning", self.config.schedule.env_steps)
+        self.progress.advance(self.counters.env_steps)
+        while not self.counters.done:
+            phase = self.counters.phase
+            began = time.monotonic()
+            try:
+                self.flag.raise_if_set()
+                getattr(self, f"_{phase}")()
+            except Interrupted:
+                self._spend(phase, began)
+                self.checkpoint()
+                raise
+            self._spend(phase, began)
+            self.counters.phase = PHASES[(PHASES.index(phase) + 1) % len(PHASES)]
+            self._check_stop()
+            due = time.monotonic() - self._last_checkpoint >= self.config.schedule.checkpoint_every_s
+            if due or self.counters.done:
+                self.checkpoint()
+        return self.counters.done
+
+    def _spend(self, phase: str, began: float) -> None:
+        elapsed = time.monotonic() - began
+        self.counters.seconds[phase] += elapsed
+        self.counters.wall_seconds += elapsed
+
+    def _check_stop(self) -> None:
+        c, stop = self.counters, self.config.stop
+        if c.phase != "collect":
+            return
+        if self.gate.acting:
+            successes, n = self.gate.evidence(*self.acting)
+            if n >= stop.episodes and successes >= stop.success * n:
+                c.done = f"the acting head succeeded in {successes} of {n} gate episodes"
+        if not c.done and c.env_steps >= self.config.schedule.env_steps:
+            c.done = f"{c.env_steps} environment steps are used up"
+
+    # ---- phases
+
+    def _collect(self) -> None:
+        """One round of training episodes: the base during warm-up, then the newest head mixed with the base."""
+        c, schedule = self.counters, self.config.schedule
+        policy = self._explorer()
+        first = c.round * schedule.round_episodes
+        numbers = range(first, first + schedule.round_episodes)
+        seeds = [seeding.key("training", self.config.seed, n) % seeding.TRAINING.last for n in numbers]
+        ids = [f"r{c.round:06d}e{i:03d}" for i in range(schedule.round_episodes)]
+        self._make_room(ids)
+        plans = [
+            EpisodePlan(seed, ("training", self.config.seed, key), policy, self._free_id(key))
+            for seed, key in zip(seeds, ids, strict=True)
+        ]
+        outcomes = self.rollout.play(plans, store=self.store, keep_episodes=self.KEEP_EPISODES, should_stop=self._should_stop)
+        self.store.flush()
+        if len(outcomes) < len(plans):
+            raise Interrupted
+        steps = sum(o.length for o in outcomes)
+        self._played(outcomes, steps)
+        c.round += 1
+        c.remember([o.success for o in outcomes])
+        self.progress.advance(steps)
+        self._show(steps)
+
+    def _free_id(self, key: str) -> str:
+        """``key``, or with a count behind it where an earlier attempt at the same episode was set aside under that id."""
+        attempt, found = 1, key
+        while self.store.taken(found):
+            attempt += 1
+            found = f"{key}-{attempt}"
+        return found
+
+    def _gate(self) -> None:
+        """Publish a candidate when one is due, and play probation episodes until the gate has decided."""
+        c, schedule = self.counters, self.config.schedule
+        if c.actor_started_at >= 0 and c.env_steps >= c.next_candidate:
+            version = self._candidate()
+            if version is not None:
+                c.next_candidate = c.env_steps + schedule.candidate_every
+                c.version = version
+                c.candidates = [[version, mode] for mode in schedule.candidate_modes]
+        while True:
+            if self.gate.on_probation is None:
+                if not c.candidates:
+                    break
+                version, mode = c.candidates.pop(0)
+                self._log_gate(self.gate.submit(version, mode, self._sha256(version)))
+            self._probation()
+        self._confirm()
+
+    def _probation(self) -> None:
+        """One block of probation episodes on gate seeds; interrupting it loses the block and nothing else."""
+        version, mode = self.gate.on_probation, self.gate.probation_mode
+        assert version is not None
+        assert mode is not None
+        seeds = self.gate.fresh_seeds(seeding.GATE.take(self.config.gate.n_max, self._gate_offset), len(self.rollout.vector))
+        known = {s: self.gate.cached(s) for s in seeds}
+        missing = [s for s in seeds if known[s] is None]
+        if missing:
+            outcomes = measure(self.rollout, self.policy(version, mode), missing, should_stop=self._should_stop)  # type: ignore[arg-type]
+            self.counters.gate_steps += sum(o.length for o in outcomes)
+            known |= {o.plan.seed: o.success for o in outcomes}
+        for seed in seeds:
+            success = known[seed]
+            assert success is not None
+            self._log_gate(self.gate.record(version, success, mode=mode, seed=seed))
+
+    @property
+    def _gate_offset(self) -> int:
+        # Candidates meet the starts the reference was measured on first: the comparison is paired as far as it goes.
+        return 0
+
+    def _confirm(self) -> None:
+        """More gate episodes of the acting head when it looks good enough to end the run."""
+        version, mode = self.acting
+        stop = self.config.stop
+        while version:
+            successes, n = self.gate.evidence(version, mode)
+            if n >= stop.episodes or successes < (stop.success - 0.03) * n:
+                return
+            first = self.config.gate.n_max + n
+            block = min(len(self.rollout.vector), stop.episodes - n)
+            seeds = seeding.GATE.take(block, first)
+            outcomes = measure(self.rollout, self.policy(version, mode), seeds, should_stop=self._should_stop)
+            self.counters.gate_steps += sum(o.length for o in outcomes)
+            for outcome in outcomes:
+                self._log_gate(self.gate.record_acting(outcome.success, version))
+            version, mode = self.acting
+
+    def _evaluate(self) -> None:
+        """A point of the learning curve: the acting policy on evaluation seeds (nothing to play while it has not changed)."""
+        c = self.counters
+        if c.env_steps < c.next_evaluation and not self._acting_is_new():
+            return
+        key = self.acting
+        if key not in self._curve:
+            seeds = seeding.EVALUATION.take(self.config.evaluation.curve_episodes)
+            outcomes = measure(self.rollout, self.policy(*key), seeds, should_stop=self._should_stop)
+            c.evaluation_steps += sum(o.length for o in outcomes)
+            successes, n, _ = success_interval(outcomes)
+            self._curve[key] = (successes, n)
+        while c.next_evaluation <= c.env_steps:
+            c.next_evaluation += self.config.schedule.evaluate_every
+        self.record_evaluation("acting", *self._curve[key], version=key[0], mode=key[1])
+
+    def _acting_is_new(self) -> bool:
+        return self.acting not in self._curve
+
+    # ---- logs
+
+    def set_base_curve(self, successes: int, n: int) -> None:
+        """The base's own point on the curve, which needs no second measurement while the base acts."""
+        self._curve[0, "base"] = (successes, n)
+
+    def record_evaluation(self, who: str, successes: int, n: int, *, version: int = 0, mode: str = "base") -> None:
+        from robot_rl.evaluation.statistics import wilson
+
+        interval = wilson(successes, n)
+        self.folder.append("evaluations.jsonl", {
+            "env_steps": self.counters.env_steps, "wall_seconds": self.counters.wall_seconds, "who": who, "version": version,
+            "mode": mode, "successes": successes, "n": n, "interval": [interval.low, interval.high],
+        })  # fmt: skip
+        self.scalars.write({f"evaluation/{who}": successes / n}, self.counters.env_steps)
+        if who == "acting":
+            self.progress.log(
+                f"{self.counters.env_steps} steps: acting version {version} ({mode}) succeeds in {successes} of {n} "
+                f"[{interval.low:.0%}, {interval.high:.0%}]"
+            )
+
+    def _log_gate(self, events: list[GateEvent]) -> None:
+        for event in events:
+            where = {"env_steps": self.counters.env_steps, "wall_seconds": self.counters.wall_seconds}
+            self.folder.append("gate.jsonl", event.to_json(**where))
+            if event.event != "candidate":
+                self.progress.log(
+                    f"{self.counters.env_steps} steps: version {event.version} ({event.mode}) {event.event.replace('_', ' ')}, "
+                    f"{event.successes} of {event.n} (reference {event.reference:.0%})"
+                )
+
+    def _show(self, steps: int) -> None:
+        from robot_rl.evaluation.statistics import wilson
+
+        c = self.counters
+        k, n = sum(c.recent), len(c.recent)
+        interval = wilson(k, n)
+        speed = c.env_steps / max(c.wall_seconds, 1e-9)
+        left = (self.config.schedule.env_steps - c.env_steps) / max(speed, 1e-9)
+        self.progress.status(success=k / n, interval=(interval.low, interval.high), steps_per_s=speed, eta=left)

@@ -1,0 +1,304 @@
+"""``LearnerLoop``: a learner that lives on episode stores alone, in whatever process its owner gives it.
+
+It tails stores, updates, and publishes; nobody waits for it. Its folder holds::
+
+    status.json      heartbeat (LearnerStatus)
+    checkpoints/     everything an exact resume of the learner needs
+    in_use.json      versions the acting side may come back to (written there): they are not pruned
+
+Published versions are never taken back: after a crash the learner goes on from its checkpoint under the next free number,
+because the acting side may be acting with the later ones.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robot_rl.replay.store import EpisodeStore
+from robot_rl.replay.tailer import StoreTailer, Tailed
+from robot_rl.runtime.weights import Manifest, WeightChannel
+from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from robot_rl.training.config import LearnerProcessConfig, MixtureConfig
+from robot_rl.training.interrupt import Interrupted
+from robot_rl.training.learner_core import LearnerCore, LearningCounters
+from robot_rl.training.learner_status import LearnerState, LearnerStatus
+from robot_rl.types import Episode, RewardEvent, Stratum
+
+logger = logging.getLogger(__name__)
+
+IN_USE = "in_use.json"
+SLICE = 50  # updates between two looks at everything else
+HEARTBEAT_S = 0.5
+EARNING = (Stratum.ONLINE, Stratum.INTERVENTION)
+"""Strata whose steps are worth updates; demonstrations and prior data are not practice."""
+
+
+@dataclass
+class LoopCounters(LearningCounters):
+    """Where the loop is; saved with its checkpoints."""
+
+    episodes: int = 0
+    episodes_refused: int = 0
+    rewards_refused: int = 0
+    updates_dropped: float = 0.0
+    published_updates: int = -1
+    share: float = 1.0  # of the base, in the newest episode
+
+    def base_share(self, mixture: MixtureConfig) -> float:
+        """What the acting side really did: it alone knows which version it had."""
+        return self.share
+
+
+class LearnerLoop:
+    """Tail, learn, publish, checkpoint, say so.
+
+    :meth:`step` does one bounded piece of work, for owners with a loop of their own; :meth:`run` is the loop.
+
+    Args:
+        core: made with a :class:`LoopCounters`.
+        stores: to follow; they need not exist yet.
+        channel: where heads are published. This loop is its only writer.
+        folder: for heartbeat and checkpoints.
+        stop: asked often; true ends :meth:`run` and cuts the warm-up short.
+    """
+
+    def __init__(
+        self,
+        core: LearnerCore,
+        stores: Sequence[Path],
+        channel: WeightChannel,
+        folder: Path,
+        settings: LearnerProcessConfig,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if not isinstance(core.counters, LoopCounters):
+            raise TypeError(f"core.counters is a {type(core.counters).__name__}; accepted is LoopCounters")
+        self.core, self.channel, self.folder, self.settings, self.stop = core, channel, folder, settings, stop
+        self.stores = [Path(s) for s in stores]
+        self.status = LearnerStatus.begin()
+        self._keys = list(core.base.spec.observation_features)
+        self._tailer = StoreTailer(self.stores, keys=self._keys)
+        self._where: dict[str, int] = {}  # episode to the store it came from
+        self._clock = self._published = self._saved = time.monotonic()
+        self._polled = self._beaten = -float("inf")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.beat("starting")
+
+    @property
+    def counters(self) -> LoopCounters:
+        assert isinstance(self.core.counters, LoopCounters)
+        return self.core.counters
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Work until ``stop()``, then save and say so. What goes wrong is left in the heartbeat, and raised."""
+        try:
+            while not self.stop():
+                if not self.step():
+                    time.sleep(self.settings.poll_s)
+            self.checkpoint()
+        except Interrupted:  # in the middle of the warm-up, which begins again from the checkpoint before it
+            pass
+        except BaseException as error:
+            self.status.error = f"{type(error).__name__}: {error}"
+            self.beat("failed")
+            raise
+        self.beat("stopped")
+
+    def step(self) -> bool:
+        """One bounded piece of work; False when there was nothing to learn from.
+
+        Raises:
+            Interrupted: ``stop()`` during the warm-up. FloatingPointError: parameters are not finite any more.
+        """
+        now = time.monotonic()
+        self.counters.wall_seconds += now - self._clock
+        self._clock = now
+        if now - self._polled >= self.settings.poll_s:
+            self._ingest_news()
+            self._polled = time.monotonic()
+        worked = self._learn()
+        if self._publication_due():
+            self.publish()
+        if time.monotonic() - self._saved >= self.core.config.schedule.checkpoint_every_s:
+            self.checkpoint()
+        self._beat_if_due("learning" if self.core.warm else "collecting")
+        return worked
+
+    def _learn(self) -> bool:
+        core = self.core
+        if core.warm_up_due and core.ready:
+            self.checkpoint()
+            self.beat("warm-up")
+            logger.info("critic warm-up on %d steps", len(core.buffer))
+            core.warm_up(self._during_warm_up)
+            self.publish()  # the untrained head: from here on the acting side may explore
+            self.checkpoint()
+            return True
+        if not core.warm or self.counters.updates_owed < 1.0 or not core.ready:
+            return False
+        core.spend(SLICE, lambda: self._beat_if_due("learning"))
+        return True
+
+    def _during_warm_up(self) -> None:
+        self._beat_if_due("warm-up")
+        if self.stop():
+            raise Interrupted
+
+    # ---- data
+
+    def _ingest_news(self) -> None:
+        for news in self._tailer.poll():
+            if news.episode is not None:
+                self._ingest(news)
+            for event in news.rewards:
+                self._reward(event)
+            self._beat_if_due("learning" if self.core.warm else "collecting")
+            if self.stop():
+                return
+
+    def _ingest(self, news: Tailed) -> None:
+        episode, c = news.episode, self.counters
+        assert episode is not None
+        if not self._add(episode):
+            return
+        self._where[episode.meta.episode_id] = self._store_of(episode.meta.episode_id)
+        c.episodes += 1
+        if episode.meta.stratum not in EARNING:
+            return
+        self.core.credit(len(episode))
+        limit = self.settings.max_backlog_steps * self.core.config.schedule.updates_per_step
+        if self.core.warm and c.updates_owed > limit:
+            c.updates_dropped += c.updates_owed - limit
+            c.updates_owed = limit
+        if episode.meta.success is not None:
+            c.remember([bool(episode.meta.success)])
+        c.share = float(episode.meta.extra.get("base_share", c.share))
+
+    def _add(self, episode: Episode) -> bool:
+        """One bad episode must not end learning from all others."""
+        try:
+            self.core.ingest(episode)
+        except ValueError as error:
+            self.counters.episodes_refused += 1
+            logger.error("episode refused: %s", error)
+            return False
+        return True
+
+    def _store_of(self, episode_id: str) -> int:
+        return next((i for i, path in enumerate(self.stores) if (path / "episodes" / episode_id).exists()), 0)
+
+    def _reward(self, event: RewardEvent) -> None:
+        try:
+            self.core.buffer.update_reward(event)
+        except ValueError as error:
+            self.counters.rewards_refused += 1
+            logger.error("reward event refused: %s", error)
+
+    # ---- publishing
+
+    def _publication_due(self) -> bool:
+        settings, new = self.settings, self.core.learner.updates - self.counters.published_updates
+        if not self.core.warm or new <= 0:
+            return False
+        by_updates = 0 < settings.publish_every_updates <= new
+        return by_updates or time.monotonic() - self._published >= settings.publish_every_s
+
+    def publish(self) -> Manifest:
+        """Publish the head as it is now, and prune what nobody can come back to."""
+        c, learner = self.counters, self.core.learner
+        numbers = {"updates": learner.updates, "actor_updates": learner.actor_updates, "env_steps": c.env_steps}
+        manifest = self.core.publish(self.channel, {name: float(value) for name, value in numbers.items()})
+        c.version, c.published_updates = manifest.version, learner.updates
+        self._published = time.monotonic()
+        self.status.published_ns = time.time_ns()
+        self.channel.prune(self.settings.keep_versions, protect=read_in_use(self.folder))
+        self._beat_if_due("learning")
+        return manifest
+
+    # ---- what it tells
+
+    def _beat_if_due(self, state: LearnerState) -> None:
+        if time.monotonic() - self._beaten >= HEARTBEAT_S:
+            self.beat(state)
+
+    def beat(self, state: LearnerState) -> None:
+        """Write the heartbeat now."""
+        s, c, learner = self.status, self.counters, self.core.learner
+        s.state, s.updates, s.actor_updates = state, learner.updates, learner.actor_updates
+        s.env_steps, s.episodes, s.version = c.env_steps, c.episodes, c.version
+        s.episodes_refused, s.rewards_refused = c.episodes_refused + len(self._tailer.damaged), c.rewards_refused
+        s.updates_owed, s.updates_dropped = c.updates_owed, c.updates_dropped
+        s.published_updates = max(c.published_updates, 0)
+        s.write(self.folder)
+        self._beaten = time.monotonic()
+
+    # ---- saving and resuming
+
+    def checkpoint(self) -> None:
+        """Save learner, random state, what was ingested and how far every store was read."""
+        cursors = self._tailer.cursors()
+        ids = [i for i in self.core.buffer.episode_ids() if i in self._where]
+        self._where = {i: self._where[i] for i in ids}
+        state = {
+            **self.core.state(),
+            "counters": dict(vars(self.counters)),
+            "episodes": [[self._where[i], i] for i in ids],
+            "cursors": [cursors[str(path)] for path in self.stores],
+            "logs": self.core.folder.log_sizes(["metrics.jsonl"]),
+        }
+        name = f"updates-{self.core.learner.updates:09d}-episodes-{self.counters.episodes:07d}"
+        save_checkpoint(self.folder / "checkpoints", name, self.core.tensors(), state)
+        self._saved = time.monotonic()
+        self.status.checkpoint_ns = time.time_ns()
+
+    def resume(self) -> bool:
+        """Continue from the latest checkpoint; False when there is none.
+
+        Raises:
+            ValueError: the checkpoint belongs to another configuration or base policy.
+        """
+        path = latest_checkpoint(self.folder / "checkpoints")
+        if path is None:
+            self.core.folder.rewind_logs({}, ["metrics.jsonl"])
+            return False
+        tensors, state = load_checkpoint(path)
+        self.core.load(tensors, state, str(path))
+        self.core.counters = LoopCounters(**state["counters"])
+        self.core.folder.rewind_logs(state["logs"], ["metrics.jsonl"])
+        opened: dict[int, EpisodeStore] = {}
+        for index, episode_id in state["episodes"]:
+            if index not in opened:
+                opened[index] = EpisodeStore.open(self.stores[index])
+            try:
+                episode = opened[index].read(episode_id, self._keys)
+            except (KeyError, ValueError) as error:  # set aside or damaged since
+                logger.warning("episode %s is gone: %s", episode_id, error)
+                continue
+            if self._add(episode):
+                self._where[episode_id] = index
+            self._beat_if_due("starting")
+        for store in opened.values():
+            store.close()
+        # Reward logs are read again from their start: events change nothing twice, and the tailer then knows all of them.
+        cursors: dict[str, dict[str, Any]] = {
+            str(path): {**cursor, "rewards": {}} for path, cursor in zip(self.stores, state["cursors"], strict=False)
+        }
+        self._tailer = StoreTailer(self.stores, keys=self._keys, cursors=cursors)
+        self.beat("starting")
+        return True
+
+
+def read_in_use(folder: Path) -> tuple[int, ...]:
+    """Versions the acting side may come back to; none when it never said so."""
+    try:
+        return tuple(int(v) for v in json.loads((folder / IN_USE).read_bytes())["versions"])
+    except FileNotFoundError:
+        return ()
