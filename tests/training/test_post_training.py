@@ -212,7 +212,7 @@ def test_row_34_a_published_version_does_not_follow_the_learner(finished: Path, 
         run = session.Session(config, RunFolder(folder), base, [], rollout, posttrain.Silent(), flag, "cpu")
         try:
             assert run.resume()
-            version = run._publish()
+            version = run.core.publish(run.channel).version
             policy = run.policy(version, "eval")
             before = {k: v.clone() for k, v in policy.head.state_dict().items()}
             run.learner.head.actor.flat.data.add_(1.0)
