@@ -120,8 +120,8 @@ class VectorEnv(_Vector):
 
     MuJoCo lets go of Python's lock inside ``mj_step``, so threads use several cores where physics is most of a step. Handing
     work over is not free: with one core, few environments, or very short steps, turns are faster. ``mujoco.rollout`` is not
-    used: it stores the state of every physics sub-step, and took 408 us of processor time for a control step of PegInsertion where
-    ``mj_step`` took 323.
+    used: it stores the state of every physics sub-step, and took 408 us of processor time for a control step of
+    PegInsertion where ``mj_step`` took 323.
 
     Args:
         envs: independent instances of one task.

