@@ -64,8 +64,10 @@ class RobosuiteEnv:
         env_id: ``robosuite/Lift``, ``Can``, ``Square``, ``Door``, or ``robosuite/<name registered in robosuite>``.
         max_episode_steps: time limit; None: 150 Lift, 200 Can, 300 Square, 250 Door, 500 others.
         success_terminates: end the episode at the first success.
-        fast: True: the compiled control loop (refused with a reason where it is not the same); False: robosuite's own;
-            None: compiled where it is the same.
+        fast: ``True``: the compiled control loop with the same states as robosuite's own, bit for bit (refused with a
+            reason where it cannot be); ``False``: robosuite's own; ``None``: compiled where that is the same;
+            ``"approximate"``: compiled with a cheaper solver, equal to rounding in every step but, because contacts
+            amplify rounding, not over a whole episode.
         cameras: pictures in the observation, as ``observation.images.<camera>``; ``image_size`` is (height, width).
         render_fast: pictures without shadows, reflections and multisampling (several times faster on a CPU).
         robot: robosuite robot name.
@@ -83,7 +85,7 @@ class RobosuiteEnv:
         *,
         max_episode_steps: int | None = None,
         success_terminates: bool = True,
-        fast: bool | None = None,
+        fast: bool | str | None = None,
         cameras: Sequence[str] = (),
         image_size: tuple[int, int] = (84, 84),
         render_fast: bool = True,
@@ -208,7 +210,9 @@ class RobosuiteEnv:
         self._camera.close()
         self._core.close()
 
-    def _make_fast(self, env_id: str, fast: bool | None) -> Any:
+    def _make_fast(self, env_id: str, fast: bool | str | None) -> Any:
+        if fast not in (True, False, None, "approximate"):
+            raise ValueError(f"fast={fast!r}: accepted are True, False, None, 'approximate'")
         if fast is False:
             return None
         from robot_rl.sim.robosuite.fast import FastControl, why_not_fast
@@ -217,8 +221,8 @@ class RobosuiteEnv:
             self._core.reset()
         reason = why_not_fast(self._core)
         if reason and fast:
-            raise ValueError(f"fast=True for {env_id}: {reason}; accepted are None and False")
-        return None if reason else FastControl(self._core)
+            raise ValueError(f"fast={fast!r} for {env_id}: {reason}; accepted are None and False")
+        return None if reason else FastControl(self._core, approximate=fast == "approximate")
 
     def _observe(self) -> Observation:
         observation = {OBSERVATION_STATE: self._task.observe()}

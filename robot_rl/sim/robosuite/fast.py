@@ -10,6 +10,10 @@ import numpy as np
 
 def why_not_fast(env: Any) -> str:
     """Empty when the compiled loop computes exactly what ``env.step`` does; else the reason why it cannot."""
+    from robosuite.utils import control_utils
+
+    if not hasattr(control_utils.opspace_matrices, "py_func"):
+        return "robosuite's ENABLE_NUMBA is off (accepted is on)"
     if len(env.robots) != 1:
         return f"it has {len(env.robots)} robots (accepted is 1)"
     robot = env.robots[0]
@@ -35,9 +39,11 @@ def why_not_fast(env: Any) -> str:
     if fingers.interpolator is not None or not fingers.use_action_scaling:
         return "its gripper controller interpolates or does not scale"
     model = env.sim.model._model
-    base = model.site(f"{arm.naming_prefix}{arm.part_name}_center").bodyid[0]
-    if model.body_weldid[base] != 0:
+    site = model.site(f"{arm.naming_prefix}{arm.part_name}_center")
+    if model.body_weldid[site.bodyid[0]] != 0:
         return "its base moves"
+    if not np.array_equal(env.sim.data._data.site_xmat[site.id], np.eye(3).ravel()):
+        return "its base is turned in the world"
     return ""
 
 
@@ -51,7 +57,7 @@ class ControlState:
 class FastControl:
     """The controller of one robosuite environment, its arrays bound to the environment's MuJoCo data.
 
-    Call :meth:`bind` after every robosuite reset (robosuite then builds new controllers) and :meth:`step` in place of the
+    ``approximate`` chooses the cheaper kernel (see :mod:`robot_rl.sim.robosuite.kernel`). Call :meth:`bind` after every robosuite reset (robosuite then builds new controllers) and :meth:`step` in place of the
     loop inside ``env.step``. Not for environments that :func:`why_not_fast` refuses.
     """
 
@@ -60,7 +66,8 @@ class FastControl:
         "rest", "fresh",
     )  # fmt: skip
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: Any, *, approximate: bool = False) -> None:
+        import mujoco
         from robosuite.utils import transform_utils
 
         from robot_rl.sim.robosuite import kernel
@@ -68,7 +75,7 @@ class FastControl:
         reason = why_not_fast(env)
         if reason:
             raise ValueError(f"the compiled control loop cannot drive {type(env).__name__}: {reason}")
-        self._kernel = kernel.control_step
+        self._kernel = kernel.control_step if approximate else kernel.control_step_exact
         robot = env.robots[0]
         arm, gripper = robot.part_controllers["right"], robot.gripper["right"]
         m, d = env.sim.model._model, env.sim.data._data
@@ -88,7 +95,8 @@ class FastControl:
         self.joint_pos, self.joint_vel, self.rest = np.zeros(kernel.ARM), np.zeros(kernel.ARM), np.zeros(kernel.ARM)
         self.fresh = np.zeros(1, np.int64)
         self._transforms = transform_utils
-        self._addresses = (m._address, d._address, self.substeps)
+        self._addresses = (m._address, d._address)
+        self._options, self._no_sensors = m.opt, int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
         self._arguments = (
             self.fresh,
             d.qpos, d.qvel, d.qM, d.qfrc_bias, d.ctrl, d.site_xpos, d.site_xmat,
@@ -122,7 +130,13 @@ class FastControl:
         delta = (np.minimum(np.maximum(action[:6], low), high) - centre) * scale + offset
         # robosuite's own functions: they round to single precision, and the states must come out the same
         turn = self._transforms.quat2mat(self._transforms.axisangle2quat(delta[3:]))
-        self._kernel(*self._addresses, delta[:3], turn, float(np.sign(action[6])), *self._arguments)
+        command = (delta[:3], turn, float(np.sign(action[6])), *self._arguments)
+        # nobody reads force sensors between control steps, and they move nothing: on for the last sub-step only
+        flags = self._options.disableflags
+        self._options.disableflags = flags | self._no_sensors
+        self._kernel(*self._addresses, self.substeps - 1, True, *command)
+        self._options.disableflags = flags
+        self._kernel(*self._addresses, 1, self.substeps == 1, *command)
 
     def get_state(self) -> ControlState:
         return ControlState(tuple(getattr(self, name).copy() for name in self.MEMORY))

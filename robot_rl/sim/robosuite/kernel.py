@@ -3,8 +3,13 @@
 robosuite runs its OSC_POSE controller in Python once per physics sub-step, which is most of its time. This module is
 the same control law (Khatib 1987, as robosuite 1.5 applies it: fixed impedance, uncoupled position and orientation,
 base frame, delta goals from the achieved pose, null-space pull to the initial joints, bias compensation) written for
-numba and calling MuJoCo's C functions ``mj_step1``, ``mj_jacSite`` and ``mj_step2`` by address. Small symmetric systems
-are solved by Cholesky; where one is near singular the pseudo-inverse that robosuite uses takes over.
+numba and calling MuJoCo's C functions ``mj_step1``, ``mj_jacSite`` and ``mj_step2`` by address. Two versions:
+
+* :func:`control_step_exact` adds and multiplies in robosuite's order with robosuite's compiled helpers: the same bits.
+  It has to be so to give the same states: MuJoCo's contact detection stops iterating at a tolerance, so a difference in
+  the last bit of a torque becomes 1e-7 at a contact and, after a few contacts in a bad place, a different episode.
+* :func:`control_step` solves the small symmetric systems by Cholesky instead of by pseudo-inverses (which take over
+  where one is near singular). Cheaper; equal to rounding in every step, not over an episode.
 
 Compiled once and kept in numba's cache on disk; runs without the GIL, so threads scale.
 """
@@ -20,6 +25,7 @@ import llvmlite.binding as llvm
 import mujoco
 import numpy as np
 from numba import njit, types
+from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 
 ARM = 7  # joints of the arm
 MAX_CONDITION = 1e7  # pivots further apart than this: use the pseudo-inverse
@@ -51,7 +57,7 @@ _jac_site = types.ExternalFunction(
 
 
 @njit(cache=True, nogil=True)
-def _cholesky(a, low):  # type: ignore[no-untyped-def]
+def _cholesky(a, low):
     """Lower factor of ``a`` into ``low``; False when the pivots say that ``a`` is near singular."""
     n = a.shape[0]
     smallest, largest = math.inf, 0.0
@@ -74,7 +80,7 @@ def _cholesky(a, low):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _solve(a, b, x, low):  # type: ignore[no-untyped-def]
+def _solve(a, b, x, low):
     """``x`` = ``a``^-1 ``b`` for symmetric positive ``a``, its pseudo-inverse times ``b`` where ``a`` is near singular."""
     n = a.shape[0]
     if not _cholesky(a, low):
@@ -93,8 +99,24 @@ def _solve(a, b, x, low):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def control_step(  # type: ignore[no-untyped-def]
-    model, data, substeps, shift, turn, grip, fresh,
+def _arm_inertia(inertia, madr, parent, arm_dof, mass):
+    """The arm's rows and columns of MuJoCo's sparse joint-space inertia."""
+    mass[:] = 0.0
+    for i in range(ARM):
+        address = madr[arm_dof[i]]
+        dof = arm_dof[i]
+        while dof >= 0:
+            for j in range(i + 1):
+                if arm_dof[j] == dof:
+                    mass[i, j] = inertia[address]
+                    mass[j, i] = inertia[address]
+            address += 1
+            dof = parent[dof]
+
+
+@njit(cache=True, nogil=True)
+def control_step(
+    model, data, substeps, new_goal, shift, turn, grip, fresh,
     qpos, qvel, inertia, bias, ctrl, site_pos, site_mat,
     madr, parent, grip_site, base_site,
     arm_qpos, arm_dof, arm_ctrl, finger_ctrl, limits,
@@ -106,7 +128,7 @@ def control_step(  # type: ignore[no-untyped-def]
 
     ``model`` and ``data`` are the addresses of ``mjModel`` and ``mjData``; the arrays after ``fresh`` are views of their
     fields (``qpos`` .. ``site_mat``, ``madr``, ``parent``) or belong to the controller. ``shift`` (3,) m and ``turn``
-    (3, 3) are the commanded change of pose, ``grip`` the sign of the finger command. ``fresh`` (1,) int64 is 0 right
+    (3, 3) are the commanded change of pose, ``grip`` the sign of the finger command; they count where ``new_goal``. ``fresh`` (1,) int64 is 0 right
     after a reset: robosuite then runs the first sub-step on what the controller saw while it was being built.
     ``gains`` (2, 6): kp, kd. ``limits`` (2, nu) control range.
     Written in place: goals, ``finger_goal`` and the controller's view (``mass`` .. ``joint_vel``).
@@ -143,21 +165,10 @@ def control_step(  # type: ignore[no-untyped-def]
             for i in range(ARM):
                 joint_pos[i] = qpos[arm_qpos[i]]
                 joint_vel[i] = qvel[arm_dof[i]]
-                for j in range(ARM):
-                    mass[i, j] = 0.0
-            for i in range(ARM):
-                address = madr[arm_dof[i]]
-                dof = arm_dof[i]
-                while dof >= 0:
-                    for j in range(i + 1):
-                        if arm_dof[j] == dof:
-                            mass[i, j] = inertia[address]
-                            mass[j, i] = inertia[address]
-                    address += 1
-                    dof = parent[dof]
+            _arm_inertia(inertia, madr, parent, arm_dof, mass)
         fresh[0] = 1
 
-        if substep == 0:
+        if substep == 0 and new_goal:
             # a new goal: the delta is added to the pose reached so far, in the frame of the robot's base
             for i in range(3):
                 goal_pos[i] = shift[i]
@@ -234,6 +245,75 @@ def control_step(  # type: ignore[no-untyped-def]
             for k in range(6):
                 total += jacobian[k, i] * (wrench[k] - null[k])
             torque[i] = total
+        for i in range(ARM):
+            ctrl[arm_ctrl[i]] = min(max(torque[i], limits[0, arm_ctrl[i]]), limits[1, arm_ctrl[i]])
+        for i in range(finger_ctrl.shape[0]):
+            lo, hi = limits[0, finger_ctrl[i]], limits[1, finger_ctrl[i]]
+            value = 0.5 * (hi + lo) + 0.5 * (hi - lo) * finger_goal[i]
+            ctrl[finger_ctrl[i]] = min(max(value, lo), hi)
+        _step2(model, data)
+
+
+@njit(cache=True, nogil=True)
+def control_step_exact(
+    model, data, substeps, new_goal, shift, turn, grip, fresh,
+    qpos, qvel, inertia, bias, ctrl, site_pos, site_mat,
+    madr, parent, grip_site, base_site,
+    arm_qpos, arm_dof, arm_ctrl, finger_ctrl, limits,
+    gains, finger_sign, finger_speed, rest,
+    goal_pos, goal_ori, finger_goal, mass, jacobian, pose_pos, pose_ori, velocity, joint_pos, joint_vel,
+    jac,
+):  # fmt: skip
+    """:func:`control_step` with robosuite's own functions and operations in robosuite's order: the same bits.
+
+    Only for a base that stands square in the world: its rotation is left out, which is exact then.
+    """
+    nv = qvel.shape[0]
+    jac_pos, jac_rot = jac[:3], jac[3:]
+    jac_p, jac_r = np.empty((3, ARM)), np.empty((3, ARM))
+    # robosuite's mass matrix comes out of its indexing in Fortran order, and the order decides how BLAS adds up
+    mass_f = np.empty((ARM, ARM)).T
+    origin, wrench = np.empty(3), np.empty(6)
+
+    for substep in range(substeps):
+        _step1(model, data)
+        for i in range(3):
+            origin[i] = site_pos[base_site, i]
+        if fresh[0] != 0:
+            _jac_site(model, data, jac_pos.ctypes, jac_rot.ctypes, grip_site)
+            velocity[:3] = np.dot(jac_pos, qvel)
+            velocity[3:] = np.dot(jac_rot, qvel)
+            for i in range(6):
+                for k in range(ARM):
+                    jacobian[i, k] = jac[i, arm_dof[k]]
+            for i in range(3):
+                pose_pos[i] = site_pos[grip_site, i]
+                for j in range(3):
+                    pose_ori[i, j] = site_mat[grip_site, 3 * i + j]
+            for i in range(ARM):
+                joint_pos[i] = qpos[arm_qpos[i]]
+                joint_vel[i] = qvel[arm_dof[i]]
+            _arm_inertia(inertia, madr, parent, arm_dof, mass)
+        fresh[0] = 1
+        jac_p[:], jac_r[:] = jacobian[:3], jacobian[3:]
+        mass_f[:] = mass
+
+        if substep == 0 and new_goal:
+            goal_pos[:] = (pose_pos - origin) + shift
+            goal_ori[:] = np.dot(turn, pose_ori)
+            for i in range(finger_goal.shape[0]):
+                step = finger_sign[i] * finger_speed * grip
+                finger_goal[i] = min(max(finger_goal[i] + step, -1.0), 1.0)
+
+        force = ((origin + goal_pos) - pose_pos) * gains[0, :3] + (-velocity[:3]) * gains[1, :3]
+        turning = orientation_error(goal_ori, pose_ori) * gains[0, 3:] + (-velocity[3:]) * gains[1, 3:]
+        _, lambda_pos, lambda_ori, null = opspace_matrices(mass_f, jacobian, jac_p, jac_r)
+        wrench[:3] = np.dot(lambda_pos, force)
+        wrench[3:] = np.dot(lambda_ori, turning)
+        torque = np.dot(jacobian.T, wrench)
+        for i in range(ARM):
+            torque[i] += bias[arm_dof[i]]
+        torque += nullspace_torques(mass_f, null, rest, joint_pos, joint_vel)
         for i in range(ARM):
             ctrl[arm_ctrl[i]] = min(max(torque[i], limits[0, arm_ctrl[i]]), limits[1, arm_ctrl[i]])
         for i in range(finger_ctrl.shape[0]):
