@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,8 @@ class SACLearner:
 
     def __init__(self, config: SACConfig, seed: int = 0, device: torch.device | str = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
-        c, kind = config, {"device": device, "dtype": config.dtype}
+        c = config
+        kind: dict[str, Any] = {"device": device, "dtype": config.dtype}
         init = torch.Generator().manual_seed(key("sac", "init", seed))
         self.actor = GaussianTanhActor(
             c.observation_dim, c.action_dim, c.hidden, c.activation, c.actor_layer_norm,

@@ -52,8 +52,12 @@ class Layer(NamedTuple):
 
     weight: Tensor  # (N, in, out)
     bias: Tensor  # (N, 1, out)
-    gain: Tensor | None  # (N, 1, out)
-    shift: Tensor | None  # (N, 1, out)
+    norm: tuple[Tensor, Tensor] | None  # gain and shift, (N, 1, out) each
+
+    def pick(self, members: Tensor) -> Layer:
+        """Copies of some of the networks; ``members`` (K,) int64."""
+        norm = None if self.norm is None else (self.norm[0].index_select(0, members), self.norm[1].index_select(0, members))
+        return Layer(self.weight.index_select(0, members), self.bias.index_select(0, members), norm)
 
 
 class Tape:
@@ -135,10 +139,8 @@ class StackedMLP(nn.Module):
                 self.gain.append(nn.Parameter(torch.ones_like(self.bias[-1])))
                 self.shift.append(nn.Parameter(torch.zeros_like(self.bias[-1])))
         # Plain tuples: looking parameters up through nn.Module costs more than some of the kernels below.
-        absent = (None,) * (len(widths) if not layer_norm else 1)
-        self.layers = [
-            Layer(*p) for p in zip(self.weight, self.bias, (*self.gain, *absent), (*self.shift, *absent), strict=True)
-        ]
+        norms: list[tuple[Tensor, Tensor] | None] = [*zip(self.gain, self.shift, strict=True)] or [None] * len(self.hidden)
+        self.layers = [Layer(*p) for p in zip(self.weight, self.bias, [*norms, None], strict=True)]
         self.flat = FlatParameters(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> StackedMLP:
@@ -153,8 +155,9 @@ class StackedMLP(nn.Module):
         h = x if x.dim() == 3 else x.expand(self.n, *x.shape)
         for layer in self.layers[:-1]:
             h = torch.baddbmm(layer.bias, h, layer.weight)
-            if layer.gain is not None:
-                h = F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS) * layer.gain + layer.shift
+            if layer.norm is not None:
+                gain, shift = layer.norm
+                h = F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS) * gain + shift
             h = torch.relu(h) if self.activation == "relu" else torch.tanh(h)
         return torch.baddbmm(self.layers[-1].bias, h, self.layers[-1].weight)
 
@@ -174,17 +177,15 @@ class StackedMLP(nn.Module):
 
         Returns: (K, B, out), a buffer of the tape: the next run on it overwrites the values.
         """
-        layers = self.layers
-        if members is not None:
-            layers = [Layer(*(None if p is None else p.index_select(0, members) for p in layer)) for layer in layers]
+        layers = self.layers if members is None else [layer.pick(members) for layer in self.layers]
         h = x if x.dim() == 3 else x.expand(tape.shape[0], *x.shape)
         if h.shape[:2] != tape.shape:
             raise ValueError(f"input {tuple(x.shape)} does not fit a tape of {tape.shape[0]} networks and {tape.shape[1]} rows")
         tape.inputs.clear()
-        for i, (weight, bias, gain, shift) in enumerate(layers):
+        for i, (weight, bias, norm) in enumerate(layers):
             tape.inputs.append(h)
             h = tape.outputs[i]
-            if gain is None:
+            if norm is None:
                 torch.baddbmm(bias, tape.inputs[i], weight, out=h)
             else:
                 z, normalised, mean, rstd = tape.z[i], tape.normalised[i], tape.mean[i], tape.rstd[i]
@@ -193,6 +194,7 @@ class StackedMLP(nn.Module):
                 torch.linalg.vector_norm(normalised, dim=-1, keepdim=True, out=rstd)
                 rstd.square_().div_(normalised.shape[-1]).add_(LAYER_NORM_EPS).rsqrt_()
                 normalised.mul_(rstd)
+                gain, shift = norm
                 torch.addcmul(shift, normalised, gain, out=h)
             if i < len(self.hidden):
                 h.relu_() if self.activation == "relu" else h.tanh_()
@@ -217,14 +219,15 @@ class StackedMLP(nn.Module):
 
         d = dy
         for i in reversed(range(len(self.layers))):
-            weight, bias, gain, shift = self.layers[i]
+            weight, bias, norm = self.layers[i]
             if i < len(self.hidden):  # d is dL/dh of a hidden layer, in a scratch buffer that may be overwritten
                 h = cut(tape.outputs[i])
                 if self.activation == "relu":
                     torch.ops.aten.threshold_backward.grad_input(d, h, 0, grad_input=d)
                 else:
                     torch.ops.aten.tanh_backward.grad_input(d, h, grad_input=d)
-                if gain is not None and shift is not None:
+                if norm is not None:
+                    gain, shift = norm
                     if parameters:
                         torch.sum(d, 1, keepdim=True, out=shift.grad)
                         product = torch.mul(d, cut(tape.normalised[i]), out=cut(tape.scratch("product", d.shape[-1])))
