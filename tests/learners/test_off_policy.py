@@ -127,7 +127,9 @@ class Reference:
         q = self.critic(torch.cat([b.conditioning, taken.flatten(1)], 1))
         loss = torch.zeros(())
         for i in range(len(q)):
-            loss = loss + 0.5 * sum(b.weight[j] * (q[i, j] - y[j]) ** 2 for j in range(len(y))) / max(float(b.weight.sum()), 1.0)
+            loss = loss + 0.5 * sum(b.weight[j] * (q[i, j] - y[j]) ** 2 for j in range(len(y))) / max(
+                float(b.weight.sum()), 1.0
+            )
         return loss
 
     def actor_loss(self, b: Batch) -> torch.Tensor:
@@ -314,7 +316,9 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, torch.Tensor]:
     return out
 
 
-@pytest.mark.parametrize(("algorithm", "change"), [("dsrl_na", {}), ("dsrl_na", {"actor_gradient": "sampler"}), ("residual", {})])
+@pytest.mark.parametrize(
+    ("algorithm", "change"), [("dsrl_na", {}), ("dsrl_na", {"actor_gradient": "sampler"}), ("residual", {})]
+)
 def test_row_15_the_base_stays_frozen(algorithm: str, change: dict) -> None:
     base = compact(width=16, depth=1, num_steps=2)
     identity = base.spec.base_hash
@@ -394,7 +398,14 @@ def test_row_5_truncation_bootstraps_and_row_7_every_n_agrees(n: int) -> None:
     base.state_map = base.state_map[:, :3].repeat(1, n)
     head = ResidualHead(base, ResidualConfig(scale=0.0, hidden=(4,)), generator=gen(0))
     config = OffPolicyConfig(
-        algorithm="residual", n_critics=2, hidden=(24,), layer_norm=False, gamma=gamma, tau=0.2, critic_lr=1e-2, target_reduce="mean"
+        algorithm="residual",
+        n_critics=2,
+        hidden=(24,),
+        layer_norm=False,
+        gamma=gamma,
+        tau=0.2,
+        critic_lr=1e-2,
+        target_reduce="mean",
     )
     learner = OffPolicyLearner(base, head, config)
     extra = {"episode_return": FeatureSpec(()), "return_known": FeatureSpec(())}

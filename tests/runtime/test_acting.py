@@ -106,7 +106,11 @@ def test_row_4_the_base_is_called_once(kind: str) -> None:
 def test_a_base_without_noise_acts() -> None:
     base = SmoothBase(noise=False)
     head = ResidualHead(base, ResidualConfig(hidden=(16,)))
-    for policy in (ActingPolicy(base), ActingPolicy(base, head, "explore", 1, base_share=0.5), ActingPolicy(base, head, "eval", 1)):
+    for policy in (
+        ActingPolicy(base),
+        ActingPolicy(base, head, "explore", 1, base_share=0.5),
+        ActingPolicy(base, head, "eval", 1),
+    ):
         decisions = policy.decide([request(e) for e in range(4)])
         assert all(d.noise is None and d.chunk.shape == (3, 3) for d in decisions)
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("robosuite", reason="robosuite is not installed")
 
-from robot_rl.sim.env import Environment, make_env, make_expert  # noqa: E402
+from robot_rl.sim.env import Environment, make_env, make_expert
 
 STATE = "observation.state"
 OPTIONS = {"success_terminates": False, "max_episode_steps": 10_000}

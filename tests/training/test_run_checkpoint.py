@@ -15,7 +15,11 @@ from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint, sav
 
 def tree(value: float) -> dict:
     return {
-        "learner": {"critic": {"weight": torch.full((2, 3), value), "step": torch.tensor(int(value))}, "empty": {}, "alpha": value},
+        "learner": {
+            "critic": {"weight": torch.full((2, 3), value), "step": torch.tensor(int(value))},
+            "empty": {},
+            "alpha": value,
+        },
         "generator": torch.Generator().manual_seed(int(value)).get_state(),
         "double": torch.tensor([value], dtype=torch.float64),
     }

@@ -57,7 +57,7 @@ _jac_site = types.ExternalFunction(
 
 
 @njit(cache=True, nogil=True)
-def _cholesky(a, low):
+def _cholesky(a, low):  # type: ignore[no-untyped-def]
     """Lower factor of ``a`` into ``low``; False when the pivots say that ``a`` is near singular."""
     n = a.shape[0]
     smallest, largest = math.inf, 0.0
@@ -80,7 +80,7 @@ def _cholesky(a, low):
 
 
 @njit(cache=True, nogil=True)
-def _solve(a, b, x, low):
+def _solve(a, b, x, low):  # type: ignore[no-untyped-def]
     """``x`` = ``a``^-1 ``b`` for symmetric positive ``a``, its pseudo-inverse times ``b`` where ``a`` is near singular."""
     n = a.shape[0]
     if not _cholesky(a, low):
@@ -115,7 +115,7 @@ def _arm_inertia(inertia, madr, parent, arm_dof, mass):
 
 
 @njit(cache=True, nogil=True)
-def control_step(
+def control_step(  # type: ignore[no-untyped-def]
     model, data, substeps, new_goal, shift, turn, grip, fresh,
     qpos, qvel, inertia, bias, ctrl, site_pos, site_mat,
     madr, parent, grip_site, base_site,
