@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 import mujoco
 import numpy as np
 
-from robot_rl import seeding
+from robot_rl import paths, seeding
 from robot_rl.sim.env import EnvSpec
-from robot_rl.sim.tabletop.assets import scene_path
 from robot_rl.sim.tabletop.kinematics import ArmGeometry
 from robot_rl.types import OBSERVATION_IMAGES, OBSERVATION_STATE, ActionSpec, FeatureSpec, Observation
 
@@ -110,7 +109,7 @@ class TabletopEnv:
         features = {OBSERVATION_STATE: FeatureSpec((len(names),), "float32", names)}
         features |= {OBSERVATION_IMAGES + c: FeatureSpec((*size, 3), "uint8") for c in cameras}
         self.spec = EnvSpec(env_id, self.instruction, features, ACTION, CONTROL_HZ, limit)
-        self.model = mujoco.MjModel.from_xml_path(str(scene_path(f"tabletop/{self.scene}.xml")))
+        self.model = mujoco.MjModel.from_xml_path(str(paths.find("sim_assets", "tabletop", f"{self.scene}.xml")))
         # A diverged simulation must be reported, not silently restarted in the middle of an episode.
         self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self.data = mujoco.MjData(self.model)
