@@ -211,7 +211,7 @@ def test_bad_input_is_refused_by_name():
         env.step(np.zeros(6))
     with pytest.raises(ValueError, match="7 finite"):
         env.step(np.full(7, np.inf))
-    with pytest.raises(ValueError, match="skill=1.5"):
+    with pytest.raises(ValueError, match=r"skill=1\.5"):
         make_expert(env, skill=1.5)
     with pytest.raises(ValueError, match="noise=-1"):
         make_expert(env, noise=-1)

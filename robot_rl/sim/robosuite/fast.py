@@ -57,8 +57,9 @@ class ControlState:
 class FastControl:
     """The controller of one robosuite environment, its arrays bound to the environment's MuJoCo data.
 
-    ``approximate`` chooses the cheaper kernel (see :mod:`robot_rl.sim.robosuite.kernel`). Call :meth:`bind` after every robosuite reset (robosuite then builds new controllers) and :meth:`step` in place of the
-    loop inside ``env.step``. Not for environments that :func:`why_not_fast` refuses.
+    ``approximate`` chooses the cheaper kernel (see :mod:`robot_rl.sim.robosuite.kernel`). Call :meth:`bind` after every
+    robosuite reset (robosuite then builds new controllers) and :meth:`step` in place of the loop inside ``env.step``. Not
+    for environments that :func:`why_not_fast` refuses.
     """
 
     MEMORY = (

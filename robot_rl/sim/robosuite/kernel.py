@@ -127,10 +127,10 @@ def control_step(  # type: ignore[no-untyped-def]
     """Advance one control step of ``substeps`` physics steps.
 
     ``model`` and ``data`` are the addresses of ``mjModel`` and ``mjData``; the arrays after ``fresh`` are views of their
-    fields (``qpos`` .. ``site_mat``, ``madr``, ``parent``) or belong to the controller. ``shift`` (3,) m and ``turn``
-    (3, 3) are the commanded change of pose, ``grip`` the sign of the finger command; they count where ``new_goal``. ``fresh`` (1,) int64 is 0 right
-    after a reset: robosuite then runs the first sub-step on what the controller saw while it was being built.
-    ``gains`` (2, 6): kp, kd. ``limits`` (2, nu) control range.
+    fields (``qpos`` .. ``site_mat``, ``madr``, ``parent``) or belong to the controller. With ``new_goal`` the first
+    sub-step sets the goal: ``shift`` (3,) m and ``turn`` (3, 3) are the commanded change of pose, ``grip`` the sign of
+    the finger command. ``fresh`` (1,) int64 is 0 right after a reset: robosuite then runs the first sub-step on what the
+    controller saw while it was being built. ``gains`` (2, 6): kp, kd. ``limits`` (2, nu) control range.
     Written in place: goals, ``finger_goal`` and the controller's view (``mass`` .. ``joint_vel``).
     """
     nv = qvel.shape[0]
@@ -268,7 +268,6 @@ def control_step_exact(
 
     Only for a base that stands square in the world: its rotation is left out, which is exact then.
     """
-    nv = qvel.shape[0]
     jac_pos, jac_rot = jac[:3], jac[3:]
     jac_p, jac_r = np.empty((3, ARM)), np.empty((3, ARM))
     # robosuite's mass matrix comes out of its indexing in Fortran order, and the order decides how BLAS adds up
