@@ -99,7 +99,7 @@ def _solve(a, b, x, low):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _arm_inertia(inertia, madr, parent, arm_dof, mass):
+def _arm_inertia(inertia, madr, parent, arm_dof, mass):  # type: ignore[no-untyped-def]
     """The arm's rows and columns of MuJoCo's sparse joint-space inertia."""
     mass[:] = 0.0
     for i in range(ARM):
@@ -255,7 +255,7 @@ def control_step(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def control_step_exact(
+def control_step_exact(  # type: ignore[no-untyped-def]
     model, data, substeps, new_goal, shift, turn, grip, fresh,
     qpos, qvel, inertia, bias, ctrl, site_pos, site_mat,
     madr, parent, grip_site, base_site,
