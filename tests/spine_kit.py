@@ -32,7 +32,15 @@ def compact(
     rng = np.random.default_rng(seed)
     vectors = {STATE: rng.normal(size=state)}, {STATE: rng.uniform(0.5, 2.0, state)}
     normalizer = Normalizer(features, *vectors, np.array(action.low), np.array(action.high))
-    config = {"width": 32, "depth": 2, "num_steps": 4, "train_steps": 20, "horizon": 4, "n_action_steps": 3, "image_dim": 8} | config
+    config = {
+        "width": 32,
+        "depth": 2,
+        "num_steps": 4,
+        "train_steps": 20,
+        "horizon": 4,
+        "n_action_steps": 3,
+        "image_dim": 8,
+    } | config
     torch.manual_seed(seed)
     return build_policy(CompactPolicyConfig(kind=kind, **config), features, action, normalizer).freeze()
 

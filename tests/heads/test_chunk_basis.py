@@ -10,7 +10,11 @@ from robot_rl.heads.basis import ChunkBasis
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
 def test_rows_have_unit_norm_and_full_rank_is_a_rotation(rows: int) -> None:
-    for basis in (ChunkBasis(rows, 3), ChunkBasis(rows, 3, "repeat"), *(ChunkBasis(rows, 3, "low_rank", k) for k in range(1, rows + 1))):
+    for basis in (
+        ChunkBasis(rows, 3),
+        ChunkBasis(rows, 3, "repeat"),
+        *(ChunkBasis(rows, 3, "low_rank", k) for k in range(1, rows + 1)),
+    ):
         torch.testing.assert_close(basis.matrix.norm(dim=1), torch.ones(rows))
         assert basis.width == basis.rank * 3
     rotation = ChunkBasis(rows, 3, "low_rank", rows).matrix.double()

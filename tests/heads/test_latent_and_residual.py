@@ -60,7 +60,7 @@ def test_eval_is_the_squashed_mean_and_reads_no_randomness() -> None:
 
 
 def test_a_fresh_head_has_nearly_the_spread_of_the_prior() -> None:
-    """Mean about 0 and standard deviation 1 before squashing; .39 of the variance of a unit normal after (specification 2.1)."""
+    """Mean about 0 and standard deviation 1 before squashing; a variance of .39 after."""
     base = SmoothBase()
     head = latent(base, noise_bound=1.0)
     conditioning = torch.randn(4000, 3, generator=gen(1))
@@ -133,12 +133,20 @@ def trained(base, seed: int = 3, **config) -> ResidualHead:
 
 
 @settings(max_examples=25)
-@given(seed=st.integers(0, 10**6), scale=st.floats(0, 3), gain=st.floats(0, 20), mode=st.sampled_from(["full", "repeat", "low_rank"]))
+@given(
+    seed=st.integers(0, 10**6),
+    scale=st.floats(0, 3),
+    gain=st.floats(0, 20),
+    mode=st.sampled_from(["full", "repeat", "low_rank"]),
+)
 def test_row_17_the_clamp_comes_after_the_combination(seed: int, scale: float, gain: float, mode) -> None:
     base = SmoothBase(seed=seed % 7, gain=gain)  # a large gain puts the base at its limits
     head = trained(base, seed, scale=scale, gripper_scale=scale / 2, mode=mode, rank=2)
     conditioning = torch.randn(5, 3, generator=gen(seed))
-    noise, exploration = torch.randn(5, 3, 3, generator=gen(seed + 1)), torch.randn(5, head.exploration_dim, generator=gen(seed + 2))
+    noise, exploration = (
+        torch.randn(5, 3, 3, generator=gen(seed + 1)),
+        torch.randn(5, head.exploration_dim, generator=gen(seed + 2)),
+    )
     proposal = head.propose(conditioning, base, noise, exploration, "explore")
     rows = proposal.chunk_base[:, :2]
     u = (head.unit_action(conditioning, rows) + head.config.exploration_std * exploration).clamp(-1, 1)

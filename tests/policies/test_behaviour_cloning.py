@@ -50,7 +50,9 @@ TOY = ActionSpec((-1.0, -1.0), (1.0, 1.0))
 
 def small(kind: str, **change) -> BCConfig:
     policy = CompactPolicyConfig(kind=kind, horizon=2, n_action_steps=2, width=48, depth=2, num_steps=8, train_steps=40)
-    return BCConfig(**{"policy": policy, "steps": 400, "batch_size": 64, "learning_rate": 3e-3, "warmup": 20, "ema": 0.98} | change)
+    return BCConfig(
+        **{"policy": policy, "steps": 400, "batch_size": 64, "learning_rate": 3e-3, "warmup": 20, "ema": 0.98} | change
+    )
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "flow"])

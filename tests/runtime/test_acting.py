@@ -1,4 +1,4 @@
-"""Deciding: randomness belongs to (episode, decision) and nothing else; the mixture has its share; stored noise is what acted."""
+"""Deciding: randomness belongs to (episode, decision) alone; the mixture has its share; stored noise is what acted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def policies(base) -> dict[str, ActingPolicy]:
 @pytest.mark.parametrize("kind", list(policies(SmoothBase())))
 @pytest.mark.parametrize("compact_base", [False, True])
 def test_row_25_a_decision_does_not_depend_on_who_else_asks(kind: str, compact_base: bool) -> None:
-    """Interleaved with other episodes or alone, in any order and batch: the same draws, and chunks as close as kernels allow."""
+    """Interleaved or alone, in any order and batch: the same draws, and chunks as close as kernels allow."""
     base = compact(state=3) if compact_base else SmoothBase()
     policy = policies(base)[kind]
     asked = [request(e, i) for e in range(6) for i in range(2)]
@@ -106,7 +106,11 @@ def test_row_4_the_base_is_called_once(kind: str) -> None:
 def test_a_base_without_noise_acts() -> None:
     base = SmoothBase(noise=False)
     head = ResidualHead(base, ResidualConfig(hidden=(16,)))
-    for policy in (ActingPolicy(base), ActingPolicy(base, head, "explore", 1, base_share=0.5), ActingPolicy(base, head, "eval", 1)):
+    for policy in (
+        ActingPolicy(base),
+        ActingPolicy(base, head, "explore", 1, base_share=0.5),
+        ActingPolicy(base, head, "eval", 1),
+    ):
         decisions = policy.decide([request(e) for e in range(4)])
         assert all(d.noise is None and d.chunk.shape == (3, 3) for d in decisions)
 

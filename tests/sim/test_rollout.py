@@ -94,7 +94,12 @@ def test_row_4_what_is_stored_replays_and_row_21_is_complete(tmp_path) -> None:
 def test_stopping_aborts_what_runs_and_keeps_what_is_complete(tmp_path) -> None:
     base = SmoothBase()
     store = EpisodeStore.create(
-        tmp_path / "s", observation_features=base.spec.observation_features, action=ARM, noise_shape=(3, 3), chunk_horizon=3, sync=False
+        tmp_path / "s",
+        observation_features=base.spec.observation_features,
+        action=ARM,
+        noise_shape=(3, 3),
+        chunk_horizon=3,
+        sync=False,
     )
     with store:
         done: list[int] = []

@@ -69,10 +69,12 @@ def test_every_promised_field_and_file(finished: Path) -> None:
     gate = lines(finished, "gate.jsonl")
     assert gate
     assert gate[0]["event"] == "candidate"
-    assert all(line.keys() >= {"env_steps", "event", "version", "successes", "n", "lower", "upper", "reference"} for line in gate)
+    assert all(
+        line.keys() >= {"env_steps", "event", "version", "successes", "n", "lower", "upper", "reference"} for line in gate
+    )
     metrics = lines(finished, "metrics.jsonl")
     assert all({"env_steps", "updates", "critic/q"} <= line.keys() for line in metrics)
-    assert 2 <= len(metrics) <= 2 + (8 + result["updates"]) / 8  # one line a period, in the critic warm-up too
+    assert len(metrics) == (4 + result["updates"]) // 8  # one line a period, in the critic warm-up too
     episodes = lines(finished, "episodes.jsonl")
     assert [(e["who"], e["seed"]) for e in episodes] == [(w, 2_001_000 + i) for w in ("base", "policy") for i in range(4)]
     assert all(e.keys() >= {"success", "length", "start", "end"} for e in episodes)
@@ -95,9 +97,9 @@ def test_row_33_only_training_seeds_are_recorded(finished: Path) -> None:
 def test_a_finished_run_is_evaluated_and_reported_again_without_training(finished: Path) -> None:
     before = learner_tensors(finished)
     once = run_evaluation(EvalConfig(policy=finished, who="base", episodes=2, env=EnvConfig("tabletop/Lift", num_envs=2)))
-    assert once == run_evaluation(EvalConfig(policy=finished / "base", episodes=2, env=EnvConfig("tabletop/Lift", num_envs=2))) | {
-        "policy": str(finished)
-    }
+    assert once == run_evaluation(
+        EvalConfig(policy=finished / "base", episodes=2, env=EnvConfig("tabletop/Lift", num_envs=2))
+    ) | {"policy": str(finished)}
     acting = run_evaluation(EvalConfig(policy=finished, episodes=2, offset=3))
     assert acting["seeds"] == [2_000_003, 2_000_004]
     after = learner_tensors(finished)
@@ -130,7 +132,11 @@ class StopAt:
 
 @pytest.mark.parametrize(
     ("phase", "count", "questions"),
-    [("collect", 2, 60), pytest.param("gate", 2, 20, marks=pytest.mark.slow), pytest.param("evaluate", 2, 5, marks=pytest.mark.slow)],
+    [
+        ("collect", 2, 45),
+        pytest.param("gate", 2, 20, marks=pytest.mark.slow),
+        pytest.param("evaluate", 2, 5, marks=pytest.mark.slow),
+    ],
 )
 def test_row_11_an_interrupted_run_ends_like_one_that_was_not(
     finished: Path, prepared: Path, tmp_path: Path, phase: str, count: int, questions: int
@@ -183,7 +189,9 @@ def killed_runs(finished: Path, prepared: Path, folder: Path, root: Path, kills:
         assert child.stdout.readline() == "started\n"
         # Wait for a place in the run, not for a time: machines differ in speed.
         target = int(rng.integers(1, 4))
-        while child.poll() is None and len(list((folder / "store" / "episodes").glob("*"))) < 4 * target - int(rng.integers(0, 4)):
+        while child.poll() is None and len(list((folder / "store" / "episodes").glob("*"))) < 4 * target - int(
+            rng.integers(0, 4)
+        ):
             time.sleep(0.02)
         time.sleep(float(rng.uniform(0, 0.3)))
         child.send_signal(signal.SIGKILL)
@@ -279,8 +287,8 @@ def test_cloning_on_its_own_and_what_it_refuses(prepared: Path, tmp_path: Path) 
     assert np.isfinite(found["loss"])
     base = posttrain.load_policy(prepared / "base")
     assert found["base_hash"] == again["base_hash"] == base.spec.base_hash
-    with pytest.raises(ValueError, match="device='cuda:7'"):
-        run_bc(BCRunConfig(data=prepared / "demos", out=tmp_path / "c", device="cuda:7", bc=bc))
+    with pytest.raises(ValueError, match="device='tpu'"):
+        run_bc(BCRunConfig(data=prepared / "demos", out=tmp_path / "c", device="tpu", bc=bc))
 
 
 def test_demonstrations_that_were_cut_short_are_made_again(prepared: Path, tmp_path: Path) -> None:
@@ -304,7 +312,9 @@ def test_a_policy_of_another_task_is_refused(prepared: Path, tmp_path: Path) -> 
     other = {**spec.observation_features}
     other.pop(next(iter(other)))
     with InterruptFlag() as flag, pytest.raises(ValueError, match=r"base\.path=.*the policy reads"):
-        posttrain.prepare_base(wrong, replace(spec, observation_features=other), RunFolder(tmp_path), posttrain.Silent(), flag, "cpu")
+        posttrain.prepare_base(
+            wrong, replace(spec, observation_features=other), RunFolder(tmp_path), posttrain.Silent(), flag, "cpu"
+        )
 
 
 # ---- small parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,11 @@ from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint, sav
 
 def tree(value: float) -> dict:
     return {
-        "learner": {"critic": {"weight": torch.full((2, 3), value), "step": torch.tensor(int(value))}, "empty": {}, "alpha": value},
+        "learner": {
+            "critic": {"weight": torch.full((2, 3), value), "step": torch.tensor(int(value))},
+            "empty": {},
+            "alpha": value,
+        },
         "generator": torch.Generator().manual_seed(int(value)).get_state(),
         "double": torch.tensor([value], dtype=torch.float64),
     }
@@ -117,10 +122,8 @@ def test_row_12_a_kill_at_every_boundary_leaves_the_old_or_the_new_state(tmp_pat
             save(folder, names[0], 1.0)
             with pytest.MonkeyPatch.context() as patch:
                 patch_boundaries(patch, stop, after)
-                try:
+                with suppress(Killed):
                     save(folder, names[1], 2.0)
-                except Killed:
-                    pass
             found = value_of(folder)
             assert found in (1.0, 2.0), (stop, after)
             seen.add(found)
