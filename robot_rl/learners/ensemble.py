@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robot_rl.nn.mlp import Activation, StackedMLP, Tape
 from robot_rl.learners.reduce import Reduction, check_reduction, draw_pair, reduce, reduce_with_grad
+from robot_rl.nn.mlp import Activation, StackedMLP, Tape
 
 
 class CriticLoss(NamedTuple):

@@ -18,7 +18,6 @@ from robot_rl.nn.actor import ActorSample, Temperature
 from robot_rl.nn.flat import FlatAdam
 from robot_rl.policies.base import BasePolicy
 
-
 Metrics = dict[str, Tensor]
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from robot_rl.heads.base import Head
 from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
-from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.objectives import HeadObjective, Metrics, make_objective
 from robot_rl.learners.updates import load_network_state, make_critic, network_state
 from robot_rl.nn.flat import FlatAdam, polyak_
 from robot_rl.policies.base import BasePolicy
+
 
 class OffPolicyLearner:
     """Critic regression with exact chunk targets, and a head objective on top.

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robot_rl.nn.actor import ActorSample, GaussianTanhActor, Temperature
 from robot_rl.learners.ensemble import CriticEnsemble
+from robot_rl.learners.reduce import Reduction, check_reduction
+from robot_rl.nn.actor import ActorSample, GaussianTanhActor, Temperature
 from robot_rl.nn.flat import FlatAdam, polyak_
 from robot_rl.nn.mlp import Activation, MatmulPrecision, Tape, matmul_precision
-from robot_rl.learners.reduce import Reduction, check_reduction
 from robot_rl.seeding import key
 
 

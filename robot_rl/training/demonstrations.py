@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from robot_rl.paths import find_recording
+from robot_rl.progress import Progress
 from robot_rl.replay.importers import open_dataset
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.sim.collect import CollectConfig, collect
 from robot_rl.sim.env import EnvSpec
 from robot_rl.training.config import DemosConfig, EnvConfig
-from robot_rl.paths import find_recording
-from robot_rl.progress import Progress
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.types import Episode
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from robot_rl.evaluation.statistics import Interval, wilson
+from robot_rl.progress import Progress
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.sim.rollout import EpisodeOutcome, EpisodePlan, Rollout
 from robot_rl.training.interrupt import Interrupted
-from robot_rl.progress import Progress
 
 
 def measure(

@@ -22,6 +22,7 @@ from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN, Batch
 from robot_rl.learners.objectives import Metrics
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.policies.base import BasePolicy
+from robot_rl.progress import Progress
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.replay.windows import WindowConfig
@@ -33,9 +34,8 @@ from robot_rl.training.build import build_head
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from robot_rl.training.config import PostTrainConfig
 from robot_rl.training.ingest import ingest
-from robot_rl.training.interrupt import InterruptFlag, Interrupted
+from robot_rl.training.interrupt import Interrupted, InterruptFlag
 from robot_rl.training.measuring import measure, success_interval
-from robot_rl.progress import Progress
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.scalars import ScalarLog
 from robot_rl.types import Episode, FeatureSpec, Stratum

@@ -468,7 +468,8 @@ def test_two_modes_from_45_percent_to_95(algorithm: str) -> None:
     base, g = TwoModeBase(), gen(5)
     head = LatentNoiseHead(base, LatentNoiseConfig(hidden=(32, 32)), generator=gen(1))
     config = OffPolicyConfig(
-        algorithm=algorithm, n_critics=2, hidden=(32, 32), critic_lr=3e-3, actor_lr=3e-3, temperature_lr=3e-3, initial_alpha=0.1,
+        algorithm=algorithm, n_critics=2, hidden=(32, 32), critic_lr=3e-3, actor_lr=3e-3, temperature_lr=3e-3,
+        initial_alpha=0.1,
         distill_every=1, tau=0.02,
     )  # fmt: skip
     learner = OffPolicyLearner(base, head, config)
