@@ -60,7 +60,7 @@ def test_eval_is_the_squashed_mean_and_reads_no_randomness() -> None:
 
 
 def test_a_fresh_head_has_nearly_the_spread_of_the_prior() -> None:
-    """Mean about 0 and standard deviation 1 before squashing; .39 of the variance of a unit normal after (specification 2.1)."""
+    """Mean about 0 and standard deviation 1 before squashing; a variance of .39 after."""
     base = SmoothBase()
     head = latent(base, noise_bound=1.0)
     conditioning = torch.randn(4000, 3, generator=gen(1))

@@ -249,7 +249,7 @@ def test_row_9_acting_and_target_select_alike(algorithm: str) -> None:
 
 
 def test_row_10_what_is_scored_is_what_would_be_executed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A base at its limit and a correction beyond it: the critic climbs at the clamped chunk, and regresses on executed rows."""
+    """A base at its limit and a correction beyond it: the critic climbs at the clamped chunk, fits executed rows."""
     learner = make("residual", base=SmoothBase(gain=30.0))
     batch = random_batch(learner.base)
     scored: list[torch.Tensor] = []
@@ -395,7 +395,8 @@ def test_row_5_truncation_bootstraps_and_row_7_every_n_agrees(n: int) -> None:
     gamma = 0.7
     base, played = two_state_chain(terminated=False)
     base.spec = replace(base.spec, n_action_steps=n, horizon=n)
-    base.state_map = base.state_map[:, :3].repeat(1, n)
+    first = base.state_map[:, :3]  # the plan's later rows are what the base does in the states it will meet
+    base.state_map = torch.cat([first if i % 2 == 0 else first.flip(0) for i in range(n)], 1)
     head = ResidualHead(base, ResidualConfig(scale=0.0, hidden=(4,)), generator=gen(0))
     config = OffPolicyConfig(
         algorithm="residual",
@@ -426,7 +427,7 @@ def test_row_5_truncation_bootstraps_and_row_7_every_n_agrees(n: int) -> None:
 
 def test_termination_does_not_bootstrap_and_pretraining_regresses_on_returns() -> None:
     """Row 32 too: a return with an unknown reward in it trains nothing."""
-    learner = make("residual", critic_lr=1e-2, target_reduce="mean")
+    learner = make("residual", critic_lr=1e-2, target_reduce="mean", hidden=(64,))
     batch = random_batch(learner.base, 16)
     batch = replace(batch, discount=torch.zeros(16), weight=torch.ones(16), return_known=(torch.arange(16) > 3).float())
     poisoned = replace(batch, episode_return=torch.where(torch.arange(16) > 3, batch.episode_return, 1e6))
@@ -467,7 +468,8 @@ def test_two_modes_from_45_percent_to_95(algorithm: str) -> None:
     base, g = TwoModeBase(), gen(5)
     head = LatentNoiseHead(base, LatentNoiseConfig(hidden=(32, 32)), generator=gen(1))
     config = OffPolicyConfig(
-        algorithm=algorithm, n_critics=2, hidden=(32, 32), critic_lr=3e-3, actor_lr=3e-3, temperature_lr=3e-3, initial_alpha=0.1,  # type: ignore[arg-type]
+        algorithm=algorithm, n_critics=2, hidden=(32, 32), critic_lr=3e-3, actor_lr=3e-3, temperature_lr=3e-3,
+        initial_alpha=0.1,
         distill_every=1, tau=0.02,
     )  # fmt: skip
     learner = OffPolicyLearner(base, head, config)

@@ -1,4 +1,4 @@
-"""Deciding: randomness belongs to (episode, decision) and nothing else; the mixture has its share; stored noise is what acted."""
+"""Deciding: randomness belongs to (episode, decision) alone; the mixture has its share; stored noise is what acted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def policies(base) -> dict[str, ActingPolicy]:
 @pytest.mark.parametrize("kind", list(policies(SmoothBase())))
 @pytest.mark.parametrize("compact_base", [False, True])
 def test_row_25_a_decision_does_not_depend_on_who_else_asks(kind: str, compact_base: bool) -> None:
-    """Interleaved with other episodes or alone, in any order and batch: the same draws, and chunks as close as kernels allow."""
+    """Interleaved or alone, in any order and batch: the same draws, and chunks as close as kernels allow."""
     base = compact(state=3) if compact_base else SmoothBase()
     policy = policies(base)[kind]
     asked = [request(e, i) for e in range(6) for i in range(2)]

@@ -108,7 +108,7 @@ def test_without_a_chunk_the_robot_stands_still() -> None:
 
 
 def test_what_the_safety_filter_replaces_is_marked() -> None:
-    """A command that is not finite is replaced and its source is ``safety``; a trimmed one stays the policy's, stored as executed."""
+    """A command that is not finite is replaced and its source is ``safety``; a trimmed one stays the policy's."""
     loop, recorder, env = make(n_action_steps=3), ListRecorder(), FakeEnv(3)
     loop.begin(env.reset(seed=0)[0], key=("x",), recorder=recorder, stamp_ns=1, measured=np.zeros(3))
     rows = np.array([[0.1, 0.0, 0.1], [np.nan, 0.0, 0.1], [5.0, 0.0, 0.1]], np.float32)

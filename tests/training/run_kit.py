@@ -14,7 +14,7 @@ from robot_rl.training.config import PostTrainConfig
 
 TINY: dict[str, Any] = {
     "device": "cpu", "seed": 3,
-    "env": {"id": "tabletop/Lift", "num_envs": 4},
+    "env": {"id": "tabletop/Lift", "num_envs": 2, "options": {"max_episode_steps": 30}},
     "demos": {"episodes": 8, "skill": 0.7, "noise": 0.1},
     "base": {"bc": {
         "steps": 30, "batch_size": 32, "warmup": 5,
@@ -23,8 +23,8 @@ TINY: dict[str, Any] = {
     "head": {"latent_noise": {"hidden": [16, 16]}},
     "learner": {"n_critics": 2, "hidden": [16, 16]},
     "schedule": {
-        "env_steps": 900, "round_episodes": 4, "warmup_steps": 1, "return_updates": 4, "warmup_updates": 4, "updates_per_step": 0.05,
-        "batch_size": 16, "candidate_every": 100, "evaluate_every": 100, "checkpoint_every_s": 0.0,
+        "env_steps": 300, "round_episodes": 4, "warmup_steps": 1, "return_updates": 4, "warmup_updates": 4,
+        "updates_per_step": 0.2, "batch_size": 16, "candidate_every": 100, "evaluate_every": 100, "checkpoint_every_s": 0.0,
     },
     "gate": {"n_min": 4, "n_max": 4, "reference_n_min": 4},
     "stop": {"episodes": 1000},

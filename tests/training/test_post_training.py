@@ -74,7 +74,7 @@ def test_every_promised_field_and_file(finished: Path) -> None:
     )
     metrics = lines(finished, "metrics.jsonl")
     assert all({"env_steps", "updates", "critic/q"} <= line.keys() for line in metrics)
-    assert 2 <= len(metrics) <= 2 + (8 + result["updates"]) / 8  # one line a period, in the critic warm-up too
+    assert len(metrics) == (4 + result["updates"]) // 8  # one line a period, in the critic warm-up too
     episodes = lines(finished, "episodes.jsonl")
     assert [(e["who"], e["seed"]) for e in episodes] == [(w, 2_001_000 + i) for w in ("base", "policy") for i in range(4)]
     assert all(e.keys() >= {"success", "length", "start", "end"} for e in episodes)
@@ -133,7 +133,7 @@ class StopAt:
 @pytest.mark.parametrize(
     ("phase", "count", "questions"),
     [
-        ("collect", 2, 60),
+        ("collect", 2, 45),
         pytest.param("gate", 2, 20, marks=pytest.mark.slow),
         pytest.param("evaluate", 2, 5, marks=pytest.mark.slow),
     ],
@@ -287,8 +287,8 @@ def test_cloning_on_its_own_and_what_it_refuses(prepared: Path, tmp_path: Path) 
     assert np.isfinite(found["loss"])
     base = posttrain.load_policy(prepared / "base")
     assert found["base_hash"] == again["base_hash"] == base.spec.base_hash
-    with pytest.raises(ValueError, match="device='cuda:7'"):
-        run_bc(BCRunConfig(data=prepared / "demos", out=tmp_path / "c", device="cuda:7", bc=bc))
+    with pytest.raises(ValueError, match="device='tpu'"):
+        run_bc(BCRunConfig(data=prepared / "demos", out=tmp_path / "c", device="tpu", bc=bc))
 
 
 def test_demonstrations_that_were_cut_short_are_made_again(prepared: Path, tmp_path: Path) -> None:

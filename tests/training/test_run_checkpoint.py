@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -121,10 +122,8 @@ def test_row_12_a_kill_at_every_boundary_leaves_the_old_or_the_new_state(tmp_pat
             save(folder, names[0], 1.0)
             with pytest.MonkeyPatch.context() as patch:
                 patch_boundaries(patch, stop, after)
-                try:
+                with suppress(Killed):
                     save(folder, names[1], 2.0)
-                except Killed:
-                    pass
             found = value_of(folder)
             assert found in (1.0, 2.0), (stop, after)
             seen.add(found)
