@@ -51,7 +51,7 @@ class RunFolder:
 
     def append(self, log: str, line: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``, ``evaluations.jsonl`` or ``gate.jsonl``."""
-        append_jsonl(self.path / log, line)
+        append_jsonl(self.path / log, to_json(line))
 
     def write_lines(self, name: str, lines: list[Mapping[str, Any]]) -> None:
         """Replace a whole JSONL file at once."""
