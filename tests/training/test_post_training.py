@@ -18,6 +18,7 @@ import torch
 from run_kit import TINY, learner_tensors, lines, same_run, tiny
 
 from robot_rl.config import config_hash, load
+from robot_rl.evaluation.results import read_jsonl
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.training import posttrain, session
 from robot_rl.training.bc import run as run_bc
@@ -340,9 +341,9 @@ def test_logs_are_rewound_and_torn_lines_left_out(tmp_path: Path) -> None:
     folder.append("metrics.jsonl", {"a": 2})
     folder.append("gate.jsonl", {"a": 3})
     folder.rewind_logs(sizes)
-    assert folder.read("metrics.jsonl") == [{"a": 1.0, "b": None, "c": [0, 1]}]
-    assert folder.read("gate.jsonl") == []
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"a": 1.0, "b": None, "c": [0, 1]}]
+    assert read_jsonl(tmp_path / "gate.jsonl") == []
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"a": 5')
-    assert len(folder.read("metrics.jsonl")) == 1
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
     assert to_json({"p": Path("x"), "t": (1, float("inf"))}) == {"p": "x", "t": [1, None]}
