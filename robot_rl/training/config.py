@@ -131,7 +131,7 @@ class ScheduleConfig:
             :class:`LearnerProcessConfig`.
     """
 
-    env_steps: int = 100_000
+    env_steps: int = field(default=100_000, metadata={"hash": False})
     round_episodes: int = 16
     warmup_steps: int = 5_000
     return_updates: int = 1_000
@@ -218,9 +218,9 @@ class EvaluationConfig:
 
     reference_episodes: int = 400
     curve_episodes: int = 200
-    final_episodes: int = 200
-    videos: int = 4
-    video_size: tuple[int, int] = (320, 240)
+    final_episodes: int = field(default=200, metadata={"hash": False})
+    videos: int = field(default=4, metadata={"hash": False})
+    video_size: tuple[int, int] = field(default=(320, 240), metadata={"hash": False})
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "reference_episodes", "curve_episodes", "final_episodes")
@@ -243,6 +243,9 @@ class PostTrainConfig:
         run_dir: the run folder; the same command on the same folder resumes.
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: torch threads; 0 leaves torch's own choice.
+
+    When a run ends (``schedule.env_steps``, ``stop``) and how its end is shown are no part of its identity: a run may be
+    resumed with more steps or another bar.
     """
 
     run_dir: Path = field(default=Path("runs/posttrain"), metadata={"hash": False})
@@ -258,7 +261,7 @@ class PostTrainConfig:
     learner_process: LearnerProcessConfig = field(default_factory=LearnerProcessConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     gate: GateConfig = field(default_factory=GateConfig)
-    stop: StopConfig = field(default_factory=StopConfig)
+    stop: StopConfig = field(default_factory=StopConfig, metadata={"hash": False})
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 

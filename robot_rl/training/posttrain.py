@@ -84,7 +84,7 @@ def _env_spec(config: PostTrainConfig) -> EnvSpec:
 
 
 def _claim(folder: RunFolder, config: PostTrainConfig) -> None:
-    """Write the resolved configuration, or check that the folder's run is the same one."""
+    """Write the resolved configuration; where there is one, check that it is the same run (its end may have been moved)."""
     from robot_rl.config import config_hash, load
 
     if folder.config.exists():
@@ -94,7 +94,6 @@ def _claim(folder: RunFolder, config: PostTrainConfig) -> None:
                 f"run_dir={str(folder.path)!r} holds a run of another configuration ({config_hash(before)}, this one is "
                 f"{config_hash(config)}); accepted are the same configuration, which resumes it, or another run_dir"
             )
-        return
     folder.write_text("config.yaml", to_yaml(config))
 
 
