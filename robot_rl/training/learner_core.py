@@ -26,7 +26,7 @@ from robot_rl.training.config import MixtureConfig, PostTrainConfig
 from robot_rl.training.ingest import ingest
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.scalars import ScalarLog
-from robot_rl.types import Episode, FeatureSpec, Stratum
+from robot_rl.types import Episode, FeatureSpec, Source, Stratum
 
 OnUpdate = Callable[[], None]
 
@@ -76,16 +76,19 @@ class LearnerCore:
         self.learner = OffPolicyLearner(base, build_head(base, config.head, config.seed), config.learner, device)
         self.rng = np.random.default_rng(seeding.key("replay", config.seed))
         self.buffer = make_buffer(config, base)
+        self._metrics: dict[str, list[torch.Tensor]] = {}
+        self._helped = False
         if config.demos.prefill:
             for episode in demos:
                 self.ingest(episode, Stratum.DEMONSTRATION)
-        self._metrics: dict[str, list[torch.Tensor]] = {}
 
     # ---- data
 
     def ingest(self, episode: Episode, stratum: Stratum | None = None) -> None:
         """Add an episode to the buffer. Raises ValueError when it does not belong to this base or is in there already."""
         ingest(self.buffer, episode, self.base, stratum=stratum, device=self.device)
+        practice = Stratum(stratum or episode.meta.stratum) in (Stratum.ONLINE, Stratum.INTERVENTION)
+        self._helped |= practice and bool((episode.source == Source.HUMAN).any())
 
     def credit(self, steps: int) -> None:
         """``steps`` more environment steps were played: they are worth ``updates_per_step`` updates each."""
@@ -146,11 +149,11 @@ class LearnerCore:
         self.learner.check_finite()
 
     def _ratios(self) -> dict[Stratum | str, float]:
-        """Shares of the strata. What a human did counts as demonstration (HIL-SERL): both share ``demo_ratio`` by size."""
+        """Shares of the strata. Once a human has stepped in, what humans did is drawn with the demonstrations' share too."""
         share = self.config.schedule.demo_share(self.counters.env_steps)
         starts = self.buffer.starts()
         helped = starts.get(Stratum.INTERVENTION, 0)
-        if not helped:
+        if not (self._helped and helped):  # demonstrations may be a human's from end to end: they are no interventions
             share = share if self.config.demos.prefill else 0.0
             return {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share}
         part = helped / (helped + starts.get(Stratum.DEMONSTRATION, 0))
