@@ -109,5 +109,10 @@ def _close_at_exit(camera: OffscreenCamera) -> None:
     # Contexts must go before the GL library is shut down, or their destructors complain. That library registered its own
     # shutdown when the first context was made, and exit handlers run backwards: registering now is early enough.
     if not _alive:
-        atexit.register(lambda: [c.close() for c in list(_alive)])
+        atexit.register(_close_alive)
     _alive.add(camera)
+
+
+def _close_alive() -> None:
+    for camera in list(_alive):
+        camera.close()

@@ -309,6 +309,7 @@ class SquareOperator(ScriptedOperator):
     miss = 0.03
     settled = 0.004
     descend_within = 0.0
+    _facing: float | None = None
 
     def __init__(self, env: Environment, *, skill: float = 1.0, noise: float = 0.0) -> None:
         super().__init__(env, skill=skill, noise=noise)
@@ -341,7 +342,7 @@ class SquareOperator(ScriptedOperator):
 
     def _begin(self) -> None:
         super()._begin()
-        self._facing: float | None = None
+        self._facing = None
 
     def _placed(self, seen: _Seen) -> bool:
         return seen.object[2] < self._peg[2] + 0.005
