@@ -218,7 +218,7 @@ class GymnasiumEnv:
         config = getattr(getattr(self._core, "mujoco_renderer", None), "default_cam_config", None) or {}
 
         def aim(camera: Any) -> None:
-            for key, value in config.items():
+            for key, value in (config or {}).items():
                 if isinstance(value, np.ndarray):
                     getattr(camera, key)[:] = value
                 else:

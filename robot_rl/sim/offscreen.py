@@ -105,14 +105,14 @@ def _close_all(renderers: dict[tuple[int, int, int], Any]) -> None:
 _alive: weakref.WeakSet[OffscreenCamera] = weakref.WeakSet()
 
 
-def _close_every_camera() -> None:
-    for camera in list(_alive):
-        camera.close()
-
-
 def _close_at_exit(camera: OffscreenCamera) -> None:
     # Contexts must go before the GL library is shut down, or their destructors complain. That library registered its own
     # shutdown when the first context was made, and exit handlers run backwards: registering now is early enough.
     if not _alive:
-        atexit.register(_close_every_camera)
+        atexit.register(_close_alive)
     _alive.add(camera)
+
+
+def _close_alive() -> None:
+    for camera in list(_alive):
+        camera.close()

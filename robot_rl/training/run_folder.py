@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from robot_rl.evaluation.results import append_jsonl
+from robot_rl.evaluation.results import append_jsonl, read_jsonl
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "gate.jsonl")
 
@@ -52,6 +52,10 @@ class RunFolder:
     def append(self, log: str, line: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``, ``evaluations.jsonl`` or ``gate.jsonl``."""
         append_jsonl(self.path / log, to_json(line))
+
+    def read(self, log: str) -> list[dict[str, Any]]:
+        """Every whole line of a log; a torn last one (the run was killed) is left out."""
+        return read_jsonl(self.path / log)
 
     def write_lines(self, name: str, lines: list[Mapping[str, Any]]) -> None:
         """Replace a whole JSONL file at once."""

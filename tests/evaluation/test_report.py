@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_run import draw_video, make_run
+from synthetic_run_kit import draw_video, make_run
 
 from robot_rl.evaluation.plots import informative_parameters, percent, short, ticks
 from robot_rl.evaluation.report import write_report

@@ -9,38 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faulty_env_kit import make_faulty
 
 from robot_rl.sim.env import Environment, make_env
 from robot_rl.sim.vector import ProcessVectorEnv, VectorEnv, make_vector
 
 ENV_ID = "tabletop/Lift"
 OPTIONS = {"max_episode_steps": 9}
-
-
-class Faulty:
-    """Fails on the second step."""
-
-    def __init__(self) -> None:
-        self._env = make_env(ENV_ID)
-        self.spec = self._env.spec
-        self.steps = 0
-
-    def reset(self, *, seed: int) -> Any:
-        self.steps = 0
-        return self._env.reset(seed=seed)
-
-    def step(self, action: np.ndarray) -> Any:
-        self.steps += 1
-        if self.steps == 2:
-            raise ValueError("the gripper came off")
-        return self._env.step(action)
-
-    def close(self) -> None:
-        pass
-
-
-def make_faulty() -> Faulty:
-    return Faulty()
 
 
 def trace(vector: Any, rounds: int = 14) -> list[Any]:

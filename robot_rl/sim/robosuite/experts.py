@@ -310,6 +310,7 @@ class SquareOperator(ScriptedOperator):
     miss = 0.03
     settled = 0.004
     descend_within = 0.0
+    _facing: float | None = None
 
     def __init__(self, env: Environment, *, skill: float = 1.0, noise: float = 0.0) -> None:
         self._facing: float | None = None
