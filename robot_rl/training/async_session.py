@@ -124,8 +124,10 @@ class AsyncSession(ActingSession):
     def _too_far_ahead(self) -> bool:
         most, status = self.config.learner_process.max_lead_steps, self.process.status
         ratio = self.config.schedule.updates_per_step
-        if not most or status is None or not self.process.alive:
+        if not most or not self.process.alive:
             return False
+        if status is None:  # still starting
+            return self.counters.env_steps > most
         unlearned = status.updates_owed / ratio if ratio and self.counters.actor_started_at >= 0 else 0.0
         return self.counters.env_steps - status.env_steps + unlearned > most
 

@@ -50,22 +50,26 @@ from robot_rl.training.scalars import ScalarLog
 from robot_rl.types import RewardEvent, Source, Stratum
 
 HEAD = HeadConfig()
+POLICY = CompactPolicyConfig(horizon=8, n_action_steps=8, width=16, num_steps=1)
 CONFIG = PostTrainConfig(
     device="cpu",
     threads=1,
     env=EnvConfig("tabletop/Lift", num_envs=2),
     demos=DemosConfig(episodes=2, skill=(0.3, 1.0), noise=0.1),
-    base=BaseConfig(bc=BCConfig(steps=3, batch_size=8, policy=CompactPolicyConfig(horizon=8, n_action_steps=8, width=16, num_steps=1))),
+    base=BaseConfig(bc=BCConfig(POLICY, steps=3, batch_size=8)),
     head=replace(HEAD, latent_noise=replace(HEAD.latent_noise, hidden=(16,))),
     learner=replace(PostTrainConfig().learner, n_critics=2, hidden=(16, 16)),
     schedule=ScheduleConfig(
-        env_steps=1000, round_episodes=2, warmup_steps=50, return_updates=2, warmup_updates=3, updates_per_step=0.1, batch_size=8,
-        replay_capacity=20_000, candidate_every=400, evaluate_every=500, checkpoint_every_s=0.5, learner="process",
+        env_steps=1000, round_episodes=2, warmup_steps=50, return_updates=2, warmup_updates=3, updates_per_step=0.1,
+        batch_size=8, replay_capacity=20_000,
+        candidate_every=400, evaluate_every=500, checkpoint_every_s=0.5, learner="process",
     ),
     gate=GateConfig(n_min=2, n_max=4, reference_n_min=2, alpha=0.2),
     evaluation=EvaluationConfig(reference_episodes=2, curve_episodes=2, final_episodes=2, videos=0),
     logging=LoggingConfig(every_updates=5),
-    learner_process=LearnerProcessConfig(publish_every_s=3600.0, publish_every_updates=5, backoff_s=0.0, poll_s=0.05, threads=1),
+    learner_process=LearnerProcessConfig(
+        publish_every_s=3600.0, publish_every_updates=5, backoff_s=0.0, poll_s=0.05, threads=1
+    ),
 )  # fmt: skip
 WARM_UP = CONFIG.schedule.warmup_updates
 
@@ -428,6 +432,7 @@ class Saboteur(Recorded):
             self.steps_while_dead = session.counters.env_steps - self.killed_at[0]
 
 
+@pytest.mark.slow
 def test_acting_goes_on_while_the_learner_is_dead_and_it_comes_back(folder: RunFolder) -> None:
     progress = Saboteur()
     flag = InterruptFlag()
