@@ -173,7 +173,7 @@ def test_learns_what_was_recorded_and_no_more(folder: RunFolder, episodes: list)
     assert loop.channel.manifest(versions[0]).metrics["actor_updates"] == 0  # the warm-up's head came first
     assert all(loop.channel.load(v) for v in versions)
     updates = updates_logged(folder)
-    assert updates[-1] == loop.core.learner.updates // 5 * 5
+    assert 0 <= loop.core.learner.updates - updates[-1] < CONFIG.logging.every_updates
     status = read_status(folder.learner)
     assert status is not None
     assert status.pid == os.getpid()
