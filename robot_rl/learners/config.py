@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from robot_rl.learners.reduce import Reduction, check_reduction
+
+
+CriticLoss = Literal["td", "iql", "cql", "calql"]
+
+
+@dataclass(frozen=True)
+class ConservativeConfig:
+    """The conservative term of CQL (Kumar et al. 2020) and its calibrated form (Nakamoto et al. 2023).
+
+    Attributes:
+        weight: alpha of the term. temperature: T of its log-sum-exp.
+        samples: actions of each kind (uniform, of the policy here, of the policy at the next state).
+    """
+
+    weight: float = 5.0
+    temperature: float = 1.0
+    samples: int = 10
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.temperature <= 0 or self.samples < 1:
+            raise ValueError(
+                f"conservative: weight={self.weight}, temperature={self.temperature}, samples={self.samples}; accepted are "
+                "weight >= 0, temperature > 0, samples >= 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -14,13 +39,15 @@ class OffPolicyConfig:
 
     Attributes:
         algorithm: ``dsrl_na`` (critic on chunks, distilled to noise), ``dsrl_sac`` (critic on noise, decision starts
-            only), ``residual``.
+            only), ``residual`` (deterministic correction, TD3), ``residual_sac`` (Gaussian correction), ``edit`` (Gaussian
+            edits, best of N), ``best_of_n`` (no actor), ``chunk_sac`` (Gaussian actor over the whole chunk).
         n_critics, hidden, layer_norm: of every critic ensemble.
         gamma: discount per environment step. tau: target smoothing.
         critic_lr, actor_lr, temperature_lr: Adam.
         target_reduce, actor_reduce: how N critics become one value.
         entropy_backup: subtract alpha log pi in the target (DSRL does; the default does not).
         initial_alpha, alpha_floor, fixed_alpha, target_entropy: of the temperature; entropy is that of unit space.
+        target_entropy_per_dim: added to ``target_entropy`` once per dimension of the actor's output (SAC's -1, RLPD's -1/2).
         actor_every: critic updates an actor update.
         critic_grad_clip: largest gradient norm of a critic step; 0 turns it off.
         distill_every: critic updates a noise-critic update (``dsrl_na``).
@@ -28,10 +55,28 @@ class OffPolicyConfig:
         actor_gradient: ``distilled`` climbs the noise critic; ``sampler`` differentiates the chunk critic through the
             base's sampler (needs a base that can), which needs no distillation.
         kl_base: weight of KL(head || N(0, I)) before squashing in the actor loss; never beside a temperature.
+        critic_loss: how the critic learns online. ``td``: temporal difference to what acts at the next state. ``iql``: to an
+            expectile of the value of recorded actions. ``cql``, ``calql``: ``td`` and a conservative term, see ``conservative``.
+        offline_critic, offline_actor: the same in the offline phase (``schedule.offline_updates``), and whether the actor
+            trains in it.
+        backup: ``head`` acts at the next state; ``base`` evaluates the base instead, so the head is one step of improvement
+            on it (Q#).
+        expectile: of ``iql``.
+        actor_source: rows that edits and corrections are trained on: ``replay`` takes the recorded ones, ``base`` fresh
+            samples of the base.
+        support_penalty: weight of half the squared unit action in the actor loss, which keeps corrections small (SPOT's role).
+        normalize_q: divide the actor's gradient by the mean absolute value, so that penalties mean the same at every reward
+            scale (SPOT, TD3+BC).
+        bc_weight: weight of -log pi(recorded chunk) in the actor loss of ``chunk_sac``.
+        failure_reward: reward a step that an episode which ran into its time limit would have gone on getting; returns of such
+            episodes are continued with it (Cal-QL's reference values must not be truncated sums).
+        critic_init: run folder whose critic this one starts from; inputs that critic did not have start at zero weight.
+        base_samples: M, chunks of the frozen base that are drawn once per recorded observation and reused by every update
+            (``edit``, ``best_of_n``); 0 draws afresh each time. At least the head's ``candidates``.
         value_max, value_min: bounds of what a return can be, to clamp targets with; None leaves them open.
     """
 
-    algorithm: Literal["dsrl_na", "dsrl_sac", "residual"] = "dsrl_na"
+    algorithm: Literal["dsrl_na", "dsrl_sac", "residual", "residual_sac", "edit", "best_of_n", "chunk_sac"] = "dsrl_na"
     n_critics: int = 5
     hidden: tuple[int, ...] = (256, 256, 256)
     layer_norm: bool = True
@@ -47,12 +92,26 @@ class OffPolicyConfig:
     alpha_floor: float = 0.0
     fixed_alpha: bool = False
     target_entropy: float = 0.0
+    target_entropy_per_dim: float = 0.0
     actor_every: int = 1
     critic_grad_clip: float = 0.0
     distill_every: int = 2
     distill_actor_share: float = 0.0
     actor_gradient: Literal["distilled", "sampler"] = "distilled"
     kl_base: float = 0.0
+    critic_loss: CriticLoss = "td"
+    offline_critic: CriticLoss = "td"
+    offline_actor: bool = True
+    backup: Literal["head", "base"] = "head"
+    expectile: float = 0.7
+    conservative: ConservativeConfig = field(default_factory=ConservativeConfig)
+    actor_source: Literal["replay", "base"] = "replay"
+    support_penalty: float = 0.0
+    normalize_q: bool = False
+    bc_weight: float = 0.0
+    failure_reward: float = 0.0
+    critic_init: Path | None = None
+    base_samples: int = 0
     value_min: float | None = None
     value_max: float | None = None
     seed: int = 0
@@ -69,5 +128,35 @@ class OffPolicyConfig:
             raise ValueError(
                 "kl_base > 0 with a temperature: one density cannot carry both; set fixed_alpha and initial_alpha=0"
             )
+        if not 0.5 <= self.expectile < 1.0:
+            raise ValueError(f"expectile={self.expectile}: accepted are 0.5 <= expectile < 1")
+        for name in ("support_penalty", "bc_weight", "base_samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: accepted are numbers >= 0")
+        if self.failure_reward != 0.0 and self.gamma == 1.0:
+            raise ValueError(f"failure_reward={self.failure_reward} with gamma=1: such a return has no bound; accepted is gamma < 1")
+        self._refuse_unread()
         for name in ("target_reduce", "actor_reduce"):
             check_reduction(getattr(self, name), self.n_critics, name)
+
+    def _refuse_unread(self) -> None:
+        """A key that this algorithm never reads would lie about what was run."""
+        entropic = ("dsrl_na", "dsrl_sac", "residual_sac", "edit", "chunk_sac")
+        readers: dict[str, tuple[tuple[str, ...], object]] = {
+            "target_entropy_per_dim": (entropic, 0.0),
+            "entropy_backup": (entropic, False),
+            "support_penalty": (("residual_sac", "edit"), 0.0),
+            "normalize_q": (("residual_sac", "edit", "chunk_sac"), False),
+            "bc_weight": (("chunk_sac",), 0.0),
+            "actor_source": (("edit",), "replay"),
+            "base_samples": (("edit", "best_of_n"), 0),
+        }
+        for name, (algorithms, default) in readers.items():
+            if getattr(self, name) != default and self.algorithm not in algorithms:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} with algorithm={self.algorithm!r}, which never reads it; accepted is "
+                    f"{default!r}, or one of the algorithms {', '.join(algorithms)}"
+                )
+        conservative = {self.critic_loss, self.offline_critic} & {"cql", "calql"}
+        if conservative and self.algorithm == "dsrl_sac":
+            raise ValueError("a conservative critic needs chunk actions; with algorithm='dsrl_sac' accepted are td, iql")

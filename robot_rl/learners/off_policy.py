@@ -6,6 +6,7 @@ What differs between methods (which input the critic reads, what acts at the nex
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,9 +15,13 @@ from torch import Tensor
 from robot_rl.heads.base import Head
 from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
-from robot_rl.learners.objectives import HeadObjective, Metrics, make_objective
+from robot_rl.learners.critic_rules import ValueRule, add_conservative_gradient, copy_wider
+from robot_rl.learners.ensemble import CriticEnsemble
+from robot_rl.learners.factory import make_objective, resolved
+from robot_rl.learners.objectives import HeadObjective, Metrics
 from robot_rl.learners.updates import load_network_state, make_critic, network_state
 from robot_rl.nn.flat import FlatAdam, polyak_
+from robot_rl.nn.mlp import StackedMLP
 from robot_rl.policies.base import BasePolicy
 
 
@@ -30,13 +35,20 @@ class OffPolicyLearner:
     """
 
     def __init__(self, base: BasePolicy, head: Head, config: OffPolicyConfig, device: torch.device | str = "cpu") -> None:
-        self.base, self.config, self.device = base, config, torch.device(device)
+        self.base, self.device = base, torch.device(device)
+        self.config = config = resolved(config, head)
         self.head = head.to(self.device)
         generator = torch.Generator().manual_seed(config.seed)
         self.generator = torch.Generator(self.device).manual_seed(config.seed + 1)
         self.objective: HeadObjective = make_objective(base, self.head, config, self.generator, generator, self.device)
         self.critic = make_critic(config, self.objective.critic_input_dim, generator, self.device)
-        self.target = self.critic.make_target()
+        # A head that chooses by value acts with the target network: one selection rule in episodes and in targets.
+        chooser = getattr(self.head, "critic", None)
+        self.target: CriticEnsemble = self.critic.make_target() if chooser is None else chooser
+        self.target.flat.copy_(self.critic.flat)
+        self.value_rule: ValueRule | None = None
+        if "iql" in (config.critic_loss, config.offline_critic):
+            self.value_rule = ValueRule(config, base.spec.conditioning_dim, generator, self.device)
         self.optimizer = FlatAdam(self.critic.flat, config.critic_lr)
         self.updates = 0
         self.actor_updates = 0
@@ -51,19 +63,27 @@ class OffPolicyLearner:
             value = value.clamp(c.value_min, c.value_max)
         return batch.reward + batch.discount * value
 
-    def update(self, batch: Batch, *, train_actor: bool = True) -> Metrics:
-        """One gradient update of the critic, and of the head when ``train_actor``.
+    def update(self, batch: Batch, *, train_actor: bool = True, offline: bool = False) -> Metrics:
+        """One gradient update of the critic, and of the head when ``train_actor``; ``offline`` takes ``offline_critic``'s loss.
 
         Returns scalars as tensors on the device (reading them is what synchronises).
 
         Raises:
             FloatingPointError: never here; call :meth:`check_finite` where a host sync is affordable.
         """
-        follow_base = self.actor_updates == 0 and not train_actor
-        next_input, next_log_prob = self.objective.next_input(batch, follow_base)
-        y = self.td_target(batch, next_input, next_log_prob, getattr(self.objective, "alpha", 0.0))
-        result = self.critic.loss_and_grad(self.objective.critic_input(batch), y, batch.weight)
-        metrics: Metrics = {
+        loss = self.config.offline_critic if offline else self.config.critic_loss
+        x, extra = self.objective.critic_input(batch), {}
+        if loss == "iql":
+            assert self.value_rule is not None
+            y, extra = self.value_rule.target(batch, x, self.target, self.generator)
+        else:
+            follow_base = self.config.backup == "base" or (self.actor_updates == 0 and not train_actor)
+            next_input, next_log_prob = self.objective.next_input(batch, follow_base)
+            y = self.td_target(batch, next_input, next_log_prob, getattr(self.objective, "alpha", 0.0))
+        result = self.critic.loss_and_grad(x, y, batch.weight)
+        if loss in ("cql", "calql"):
+            extra = add_conservative_gradient(self.critic, self.objective, batch, self.config, loss == "calql", self.generator)
+        metrics: Metrics = extra | {
             "critic/loss": result.loss,
             "critic/q": result.q.mean(),
             "critic/q_std": result.q.std(0).mean(),
@@ -97,12 +117,26 @@ class OffPolicyLearner:
         """The target becomes the regressed critic."""
         self.target.flat.copy_(self.critic.flat)
 
+    def warm_start(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from another run's critic (RESPRECT, Ceola et al. 2024): inputs it did not have get zero weight, so its values stay.
+
+        Args:
+            weights: a critic's ``state_dict``, of the same heads and hidden layers.
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
+        copy_wider(self.critic, weights)
+        self.finish_pretraining()
+
     def check_finite(self) -> None:
         """Raises FloatingPointError naming the first vector of parameters that holds a NaN or an infinity."""
-        for name, flat in (("critic", self.critic.flat), ("head", self.head.actor.flat)):
+        flats = [("critic", self.critic.flat)]
+        flats += [("head", module.flat) for module in self.head.modules() if isinstance(module, StackedMLP)]
+        for name, flat in flats:
             if not bool(torch.isfinite(flat.data).all()):
                 raise FloatingPointError(
-                    f"{name} parameters are not finite after {self.updates} updates; lower {name}_lr or set critic_grad_clip"
+                    f"{name} parameters are not finite after {self.updates} updates; lower {'actor' if name == 'head' else name}_lr or set critic_grad_clip"
                 )
 
     @torch.no_grad()
@@ -112,7 +146,7 @@ class OffPolicyLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything an exact resume needs: weights, targets, optimisers, temperature, generators, counters."""
-        return {
+        state = {
             "head": {k: v.clone() for k, v in self.head.state_dict().items()},
             "critic": network_state(self.critic, self.optimizer),
             "target": {k: v.clone() for k, v in self.target.state_dict().items()},
@@ -120,6 +154,7 @@ class OffPolicyLearner:
             "generator": self.generator.get_state().clone(),
             "counters": torch.tensor([self.updates, self.actor_updates]),
         }
+        return state if self.value_rule is None else state | {"value": self.value_rule.full_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copies in place: views, optimisers and whoever holds the head stay valid."""
@@ -127,5 +162,7 @@ class OffPolicyLearner:
         load_network_state(self.critic, self.optimizer, state["critic"])
         self.target.load_state_dict(state["target"])
         self.objective.load_full_state(state["objective"])
+        if self.value_rule is not None:
+            self.value_rule.load_full_state(state["value"])
         self.generator.set_state(state["generator"].cpu())
         self.updates, self.actor_updates = (int(x) for x in state["counters"])

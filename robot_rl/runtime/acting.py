@@ -60,16 +60,20 @@ class ActingPolicy:
         names = requests[0].observation.keys()
         observation = {n: torch.from_numpy(np.stack([r.observation[n] for r in requests])).to(self.device) for n in names}
         conditioning = self.base.encode(observation)
-        noise, exploration, by_base = self._draw(requests)
+        noise, exploration, by_base, more = self._draw(requests)
+        candidate = np.full(len(requests), -1)
         if self.mode in ("base", "zero_noise"):
             latent = torch.zeros_like(noise) if self.mode == "zero_noise" and noise is not None else noise
             chunk = chunk_base = self.base.sample(conditioning, latent)
             log_prob = np.full(len(requests), np.nan)
         else:
             assert self.head is not None
-            proposal = self.head.propose(conditioning, self.base, noise, exploration, cast(Mode, self.mode))
+            prior = noise if noise is None or more is None else torch.cat([noise.unsqueeze(1), more], dim=1)
+            proposal = self.head.propose(conditioning, self.base, prior, exploration, cast(Mode, self.mode))
             chunk, chunk_base, latent = proposal.chunk, proposal.chunk_base, proposal.noise
             log_prob = proposal.log_prob.cpu().numpy().copy()
+            if proposal.candidate_index is not None:
+                candidate = np.where(by_base, -1, proposal.candidate_index.cpu().numpy())
             if by_base.any():
                 rows = torch.from_numpy(by_base).to(self.device)
                 own = self.base.sample(conditioning, noise)
@@ -87,19 +91,25 @@ class ActingPolicy:
                 chunk_base=physical_base[i],
                 chunk=physical[i],
                 log_prob=float(log_prob[i]),
+                candidate_index=int(candidate[i]),
                 weights_version=0 if by_base[i] else self.version,
                 explored=bool(by_base[i]),
             )
             for i, r in enumerate(requests)
         ]
 
-    def _draw(self, requests: Sequence[DecisionRequest]) -> tuple[Tensor | None, Tensor | None, np.ndarray]:
-        """Prior noise, head exploration and the mixture's coin, each keyed by (episode, decision)."""
-        shape = self.base.spec.noise_shape
-        width = self.head.exploration_dim if self.head is not None and self.mode == "explore" else 0
+    def _draw(self, requests: Sequence[DecisionRequest]) -> tuple[Tensor | None, Tensor | None, np.ndarray, Tensor | None]:
+        """Prior noise, head exploration, the mixture's coin, and the prior draws beyond the first, keyed by (episode, decision)."""
+        shape, head = self.base.spec.noise_shape, self.head if self.mode in ("explore", "eval") else None
+        exploring = self.mode == "explore" and head is not None
+        width = head.exploration_dim if exploring and head is not None else 0
         generators = [seeding.rng("decision", *r.key, r.index) for r in requests]
         noise = None if shape is None else np.stack([g.standard_normal(shape, np.float32) for g in generators])
         coins = np.array([g.random() for g in generators])
         exploration = np.stack([g.standard_normal(width, np.float32) for g in generators]) if width else None
+        more, extra = None, 0 if head is None or shape is None else head.prior_draws - 1
+        if extra:  # of a stream of their own: explore and eval meet the same candidates
+            streams = [seeding.rng("candidates", *r.key, r.index) for r in requests]
+            more = np.stack([g.standard_normal((extra, *shape), np.float32) for g in streams])  # type: ignore[misc]
         as_tensor = lambda x: None if x is None else torch.from_numpy(x).to(self.device)  # noqa: E731
-        return as_tensor(noise), as_tensor(exploration), coins < (self.base_share if width else 0.0)
+        return as_tensor(noise), as_tensor(exploration), coins < (self.base_share if exploring else 0.0), as_tensor(more)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robot_rl.heads.base import Head
+from robot_rl.heads.base import Head, prior_shape
 from robot_rl.policies.base import BasePolicy
 from robot_rl.progress import Progress
 from robot_rl.replay.files import replace_json
@@ -53,7 +53,7 @@ class AsyncSession(ActingSession):
     ) -> None:
         super().__init__(config, folder, base, rollout, progress, flag, device)
         self.process = LearnerProcess(folder, config.learner_process, progress)
-        self._untrained = build_head(base, config.head, config.seed).to(device)
+        self._untrained = build_head(base, config).to(device)
         self.subscriber = WeightSubscriber(
             self.channel,
             expected_shapes={n: tuple(t.shape) for n, t in self._untrained.state_dict().items()},
@@ -146,7 +146,7 @@ class AsyncSession(ActingSession):
             self.progress.log(f"{steps} steps: the learner has published version {manifest.version}; its head explores")
 
     def _build(self, tensors: dict[str, Tensor]) -> Head:
-        head = build_head(self.base, self.config.head, self.config.seed).to(self.device)
+        head = build_head(self.base, self.config).to(self.device)
         head.load_state_dict(tensors)
         return head
 
@@ -155,7 +155,8 @@ class AsyncSession(ActingSession):
         """One proposal a mode, off the robot: finite chunks of the right shape."""
         head, spec = self._build(tensors), self.base.spec
         conditioning = torch.zeros(1, spec.conditioning_dim, device=self.device)
-        noise = None if spec.noise_shape is None else torch.zeros(1, *spec.noise_shape, device=self.device)
+        shape = prior_shape(head, self.base, 1)
+        noise = None if shape is None else torch.zeros(shape, device=self.device)
         exploration = torch.zeros(1, head.exploration_dim, device=self.device)
         explored = head.propose(conditioning, self.base, noise, exploration, "explore")
         greedy = head.propose(conditioning, self.base, noise, None, "eval")

@@ -6,18 +6,40 @@ import torch
 
 from robot_rl import seeding
 from robot_rl.heads.base import Head
+from robot_rl.heads.best_of_n import BestOfNHead
+from robot_rl.heads.chunk_policy import ChunkPolicyHead
+from robot_rl.heads.edit import EditHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
-from robot_rl.heads.residual import ResidualHead
+from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
+from robot_rl.learners.ensemble import CriticEnsemble
+from robot_rl.learners.updates import make_critic
 from robot_rl.policies.base import BasePolicy
-from robot_rl.training.config import HeadConfig
+from robot_rl.training.config import PostTrainConfig
 
 
-def build_head(base: BasePolicy, config: HeadConfig, seed: int) -> Head:
-    """A fresh head; the same seed gives the same parameters."""
-    generator = torch.Generator().manual_seed(seeding.key("head", seed))
-    if config.kind == "latent_noise":
-        return LatentNoiseHead(base, config.latent_noise, generator=generator)
-    return ResidualHead(base, config.residual, generator=generator)
+def build_head(base: BasePolicy, config: PostTrainConfig) -> Head:
+    """A fresh head; the same seed gives the same parameters. A head that chooses by value brings its critic along."""
+    generator = torch.Generator().manual_seed(seeding.key("head", config.seed))
+    head = config.head
+    if head.kind == "latent_noise":
+        return LatentNoiseHead(base, head.latent_noise, generator=generator)
+    if head.kind == "residual":
+        return ResidualHead(base, head.residual, generator=generator)
+    if head.kind == "gaussian_residual":
+        return GaussianResidualHead(base, head.gaussian_residual, generator=generator)
+    if head.kind == "chunk_policy":
+        return ChunkPolicyHead(base, head.chunk_policy, generator=generator)
+    critic = _chunk_critic(base, config)
+    if head.kind == "edit":
+        return EditHead(base, head.edit, critic, generator=generator)
+    return BestOfNHead(base, head.best_of_n, critic)
+
+
+def _chunk_critic(base: BasePolicy, config: PostTrainConfig) -> CriticEnsemble:
+    """An ensemble that reads a state and the executed rows, shaped like the learner's."""
+    spec, generator = base.spec, torch.Generator().manual_seed(seeding.key("head critic", config.seed))
+    width = spec.conditioning_dim + spec.n_action_steps * spec.action.dim
+    return make_critic(config.learner, width, generator, torch.device("cpu"))
 
 
 def pick_device(name: str) -> str:

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from robot_rl.heads.best_of_n import SelectionConfig
+from robot_rl.heads.chunk_policy import ChunkPolicyConfig
+from robot_rl.heads.correction import CorrectionConfig
+from robot_rl.heads.edit import EditConfig
 from robot_rl.heads.latent_noise import LatentNoiseConfig
 from robot_rl.heads.residual import ResidualConfig
 from robot_rl.learners.config import OffPolicyConfig
@@ -87,9 +91,25 @@ class BaseConfig:
 class HeadConfig:
     """Which head, and its shape; only the chosen kind's part is read."""
 
-    kind: Literal["latent_noise", "residual"] = "latent_noise"
+    kind: Literal["latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy"] = "latent_noise"
     latent_noise: LatentNoiseConfig = field(default_factory=LatentNoiseConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
+    gaussian_residual: CorrectionConfig = field(default_factory=CorrectionConfig)
+    edit: EditConfig = field(default_factory=EditConfig)
+    best_of_n: SelectionConfig = field(default_factory=SelectionConfig)
+    chunk_policy: ChunkPolicyConfig = field(default_factory=ChunkPolicyConfig)
+
+    @property
+    def selection(self) -> SelectionConfig | None:
+        """Of a head that chooses by value."""
+        return {"edit": self.edit, "best_of_n": self.best_of_n}.get(self.kind)
+
+
+ALGORITHMS = {
+    "latent_noise": ("dsrl_na", "dsrl_sac"), "residual": ("residual",), "gaussian_residual": ("residual_sac",),
+    "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",),
+}  # fmt: skip
+"""What can train which kind of head."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +136,11 @@ class ScheduleConfig:
     Attributes:
         env_steps: training steps after which the run ends whatever it has reached.
         round_episodes: episodes played between two blocks of updates.
-        warmup_steps: environment steps the base plays before the first update.
+        offline_updates: updates on demonstrations before the first episode, with ``learner.offline_critic``.
+        warmup_steps: environment steps that are played before the first online update.
+        warmup_acting: who plays them: ``base``, or ``head`` as the offline phase left it (WSRL).
+        warmup_perturbation: the base's chunks are disturbed by uniform noise up to this much (normalised; not the gripper)
+            while it plays them (ResFiT).
         return_updates: critic regressions on Monte-Carlo returns that start the warm-up.
         warmup_updates: critic updates by temporal difference (the target follows the base) before the first actor update.
         updates_per_step: gradient updates an environment step.
@@ -133,7 +157,10 @@ class ScheduleConfig:
 
     env_steps: int = field(default=100_000, metadata={"hash": False})
     round_episodes: int = 16
+    offline_updates: int = 0
     warmup_steps: int = 5_000
+    warmup_acting: Literal["base", "head"] = "base"
+    warmup_perturbation: float = 0.0
     return_updates: int = 1_000
     warmup_updates: int = 1_000
     updates_per_step: float = 0.5
@@ -151,6 +178,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "env_steps", "round_episodes", "batch_size", "replay_capacity", "candidate_every", "evaluate_every")
         _at_least(self, 0, "warmup_steps", "return_updates", "warmup_updates", "updates_per_step", "checkpoint_every_s")
+        _at_least(self, 0, "offline_updates", "warmup_perturbation")
         _share(self, "demo_ratio", "demo_ratio_end")
         if not self.candidate_modes:
             raise ValueError("candidate_modes=[]: accepted is at least one of explore, eval")
@@ -266,10 +294,18 @@ class PostTrainConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
-        if self.head.kind == "residual" and self.learner.algorithm != "residual":
-            raise ValueError(f"learner.algorithm={self.learner.algorithm!r} with head.kind='residual': accepted is residual")
-        if self.head.kind == "latent_noise" and self.learner.algorithm == "residual":
-            raise ValueError("learner.algorithm='residual' with head.kind='latent_noise': accepted are dsrl_na, dsrl_sac")
+        accepted = ALGORITHMS[self.head.kind]
+        if self.learner.algorithm not in accepted:
+            raise ValueError(
+                f"learner.algorithm={self.learner.algorithm!r} with head.kind={self.head.kind!r}: accepted is {' or '.join(accepted)}"
+            )
+        selection, cached = self.head.selection, self.learner.base_samples
+        if selection is not None and 0 < cached < selection.candidates:
+            raise ValueError(
+                f"learner.base_samples={cached} with {selection.candidates} candidates: accepted are 0, or at least as many"
+            )
+        if self.schedule.offline_updates and not self.demos.prefill:
+            raise ValueError("schedule.offline_updates > 0 with demos.prefill=false: there would be nothing to learn from")
         if self.learner.algorithm == "dsrl_sac" and self.demos.prefill:
             raise ValueError(
                 "demos.prefill=true with learner.algorithm='dsrl_sac': demonstrations have no noise; accepted is false"

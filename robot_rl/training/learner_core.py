@@ -73,7 +73,7 @@ class LearnerCore:
     ) -> None:
         self.config, self.base, self.counters = config, base, counters
         self.folder, self.scalars, self.device = folder, scalars, device
-        self.learner = OffPolicyLearner(base, build_head(base, config.head, config.seed), config.learner, device)
+        self.learner = OffPolicyLearner(base, build_head(base, config), config.learner, device)
         self.rng = np.random.default_rng(seeding.key("replay", config.seed))
         self.buffer = make_buffer(config, base)
         self._metrics: dict[str, list[torch.Tensor]] = {}

@@ -1,0 +1,70 @@
+"""What heads that correct the base's chunk share: a bounded, clamped correction of the rows that run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robot_rl.heads.base import Head
+from robot_rl.heads.basis import BasisMode, ChunkBasis
+from robot_rl.policies.base import BasePolicy
+
+
+@dataclass(frozen=True)
+class CorrectionConfig:
+    """How far, and in which shape, a chunk may be corrected.
+
+    Attributes:
+        scale: largest correction of a normalised action entry.
+        gripper_scale: the same for gripper dimensions; 0 leaves them to the base.
+        mode, rank: the correction's shape over the chunk, see :class:`ChunkBasis`.
+        hidden, layer_norm: of the actor.
+    """
+
+    scale: float = 0.2
+    gripper_scale: float = 0.0
+    mode: BasisMode = "full"
+    rank: int = 1
+    hidden: tuple[int, ...] = (256, 256)
+    layer_norm: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "gripper_scale"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: accepted are numbers >= 0")
+
+
+class CorrectionHead(Head):
+    """a = clamp(a_base + scale * P u), u (B, d) in [-1, 1]; the combination and its gradient for every kind of actor.
+
+    Attributes:
+        rows: n, the rows of a chunk that run and may be corrected.
+        scale: (A,) per action dimension.
+    """
+
+    scale: Tensor
+
+    def __init__(self, base: BasePolicy, config: CorrectionConfig) -> None:
+        super().__init__()
+        spec = base.spec
+        self.rows = spec.n_action_steps
+        gripper = torch.from_numpy(spec.action.gripper_mask)
+        self.register_buffer("scale", torch.where(gripper, config.gripper_scale, config.scale), persistent=False)
+        self.basis = ChunkBasis(self.rows, spec.action.dim, config.mode, config.rank)
+
+    def combine(self, rows: Tensor, u: Tensor) -> Tensor:
+        """Base rows (B, n, A) and unit correction (B, d) to clamped rows. Acting and targets both come through here."""
+        return (rows + self.scale * self.basis.expand(u, None)).clamp(-1.0, 1.0)
+
+    def combine_gradient_to_u(self, rows: Tensor, u: Tensor, gradient: Tensor) -> Tensor:
+        """dL/d(combined rows) (B, n, A) to dL/du (B, d); zero where the clamp cuts something off."""
+        # Exactly at a limit nothing is cut off: a base that saturates, as clamped samplers do, must stay correctable.
+        free = (rows + self.scale * self.basis.expand(u, None)).abs() <= 1.0
+        return self.basis.pull_back(gradient * free * self.scale)
+
+    @staticmethod
+    def features(conditioning: Tensor, rows: Tensor) -> Tensor:
+        """(B, C + n*A) what the actor reads: the state, and the rows it is to correct."""
+        return torch.cat([conditioning, rows.flatten(1)], dim=-1)
