@@ -59,6 +59,7 @@ class OffPolicyConfig:
             expectile of the value of recorded actions. ``cql``, ``calql``: ``td`` and a conservative term, see ``conservative``.
         offline_critic, offline_actor: the same in the offline phase (``schedule.offline_updates``), and whether the actor
             trains in it.
+        offline_reduce: ``target_reduce`` of the offline phase (E2O: ``min`` there); None: the same.
         backup: ``head`` acts at the next state; ``base`` evaluates the base instead, so the head is one step of improvement
             on it (Q#).
         expectile: of ``iql``.
@@ -102,6 +103,7 @@ class OffPolicyConfig:
     critic_loss: CriticLoss = "td"
     offline_critic: CriticLoss = "td"
     offline_actor: bool = True
+    offline_reduce: Reduction | None = None
     backup: Literal["head", "base"] = "head"
     expectile: float = 0.7
     conservative: ConservativeConfig = field(default_factory=ConservativeConfig)

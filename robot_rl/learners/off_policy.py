@@ -7,8 +7,9 @@ What differs between methods (which input the critic reads, what acts at the nex
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +20,19 @@ from robot_rl.learners.critic_rules import ValueRule, add_conservative_gradient,
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.factory import make_objective, resolved
 from robot_rl.learners.objectives import HeadObjective, Metrics
+from robot_rl.learners.reduce import Reduction
 from robot_rl.learners.updates import load_network_state, make_critic, network_state
 from robot_rl.nn.flat import FlatAdam, polyak_
 from robot_rl.nn.mlp import StackedMLP
 from robot_rl.policies.base import BasePolicy
+from robot_rl.replay.buffer import ReplayBuffer
+from robot_rl.types import Stratum
+
+
+class TakesSamples(Protocol):
+    """Chunks of the base that were drawn before, see ``training/base_samples.py``."""
+
+    def take(self, number: np.ndarray, step: np.ndarray) -> np.ndarray: ...
 
 
 class OffPolicyLearner:
@@ -53,10 +63,28 @@ class OffPolicyLearner:
         self.updates = 0
         self.actor_updates = 0
 
-    def td_target(self, batch: Batch, next_input: Tensor, next_log_prob: Tensor, alpha: Tensor | float) -> Tensor:
+    def sample(
+        self,
+        buffer: ReplayBuffer,
+        rng: np.random.Generator,
+        size: int,
+        ratios: Mapping[Stratum | str, float] | None,
+        base_samples: TakesSamples | None = None,
+    ) -> Batch:
+        """Draw what :meth:`update` and :meth:`pretrain` want: ``size`` windows, with the base's chunks at both ends if there are any."""
+        windows = buffer.sample(size, rng, ratios)
+        if base_samples is not None:
+            ends = windows.step + windows.mask.sum(1)
+            windows.extra["base_rows"] = base_samples.take(windows.episode_index, windows.step)
+            windows.extra["next_base_rows"] = base_samples.take(windows.episode_index, ends)
+        return Batch.from_windows(windows, self.device)
+
+    def td_target(
+        self, batch: Batch, next_input: Tensor, next_log_prob: Tensor, alpha: Tensor | float, how: Reduction | None = None
+    ) -> Tensor:
         """(B,) regression target; its slow twin is in the tests."""
         c = self.config
-        value = self.target.reduced_value(next_input, c.target_reduce, self.generator)
+        value = self.target.reduced_value(next_input, how or c.target_reduce, self.generator)
         if c.entropy_backup:
             value = value - alpha * next_log_prob
         if c.value_min is not None or c.value_max is not None:
@@ -79,7 +107,8 @@ class OffPolicyLearner:
         else:
             follow_base = self.config.backup == "base" or (self.actor_updates == 0 and not train_actor)
             next_input, next_log_prob = self.objective.next_input(batch, follow_base)
-            y = self.td_target(batch, next_input, next_log_prob, getattr(self.objective, "alpha", 0.0))
+            how = self.config.offline_reduce if offline else None
+            y = self.td_target(batch, next_input, next_log_prob, getattr(self.objective, "alpha", 0.0), how)
         result = self.critic.loss_and_grad(x, y, batch.weight)
         if loss in ("cql", "calql"):
             extra = add_conservative_gradient(self.critic, self.objective, batch, self.config, loss == "calql", self.generator)

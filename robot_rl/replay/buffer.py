@@ -65,11 +65,15 @@ class WindowBatch:
 
 
 class ChunkBatch(NamedTuple):
-    """For behaviour cloning: conditioning (B, n_obs, C) oldest first, action (B, H, A), mask (B, H) bool."""
+    """For behaviour cloning: conditioning (B, n_obs, C) oldest first, action (B, H, A), mask (B, H) bool.
+
+    ``extra``: name to (B, H, ...), the per-step arrays of the rows (past the end those of the last step).
+    """
 
     conditioning: np.ndarray
     action: np.ndarray
     mask: np.ndarray
+    extra: dict[str, np.ndarray]
 
 
 @dataclass(slots=True)
@@ -184,9 +188,24 @@ class ReplayBuffer:
         """Episodes held, oldest first. Adding them in this order to an empty buffer gives one that samples the same."""
         return list(self._slots)
 
+    def numbers(self) -> set[int]:
+        """``WindowBatch.episode_index`` of everything held."""
+        return set(self._by_number)
+
     def episode_id(self, index: int) -> str:
         """The id behind ``WindowBatch.episode_index``. Raises KeyError for one that has been evicted."""
         return self._by_number[int(index)].episode_id
+
+    @property
+    def extra_names(self) -> frozenset[str]:
+        """Names of the further per-step arrays that :meth:`add` wants."""
+        return frozenset(self._extra)
+
+    def column(self, name: str) -> np.ndarray:
+        """(steps, ...) a further per-step array over everything held, oldest episode first."""
+        rows = self._ring[f"extra:{name}"]
+        parts = [rows[s.base : s.base + s.length] for s in self._slots.values()]
+        return np.concatenate(parts) if parts else rows[:0].copy()
 
     def starts(self) -> dict[Stratum, int]:
         """Windows that may be drawn per stratum (a lent intervention counts in both)."""
@@ -551,7 +570,8 @@ class ReplayBuffer:
         action = self._ring["action"].take(places, axis=0)
         action *= inside[:, :, None] | ~self.delta_mask
         mask = inside & self._ring["imitated"].take(places)
-        return ChunkBatch(self._ring["conditioning"].take(base[:, None] + back, axis=0), action, mask)
+        extra = {name: self._ring[f"extra:{name}"].take(places, axis=0) for name in self._extra}
+        return ChunkBatch(self._ring["conditioning"].take(base[:, None] + back, axis=0), action, mask, extra)
 
 
 def _fit(value: np.ndarray, shape: tuple[int, ...], what: str, dtype: str = "float32") -> np.ndarray:

@@ -40,7 +40,9 @@ class ActingPolicy:
     """What acts in an episode: the base alone, or one version of a head in one mode.
 
     ``base_share`` is the chance per decision that the base acts with its own prior noise instead of the head (mixture
-    acting); evaluation and probation run with 0.
+    acting); evaluation and probation run with 0. ``handover``: the base makes the first so many decisions of an episode, the
+    head the others (JSRL); with ``handover_random`` an episode draws its own number of them from 0 to ``handover``. ``perturbation``: in ``base`` mode, uniform noise up to this much on the normalised chunk, grippers
+    excepted.
     """
 
     base: BasePolicy
@@ -49,6 +51,9 @@ class ActingPolicy:
     version: int = 0
     base_share: float = 0.0
     device: str = "cpu"
+    perturbation: float = 0.0
+    handover: int = 0
+    handover_random: bool = False
 
     def __post_init__(self) -> None:
         if self.mode in ("explore", "eval") and self.head is None:
@@ -66,6 +71,8 @@ class ActingPolicy:
             latent = torch.zeros_like(noise) if self.mode == "zero_noise" and noise is not None else noise
             chunk = chunk_base = self.base.sample(conditioning, latent)
             log_prob = np.full(len(requests), np.nan)
+            if self.mode == "base" and self.perturbation > 0:
+                chunk = self._perturbed(chunk, requests)
         else:
             assert self.head is not None
             prior = noise if noise is None or more is None else torch.cat([noise.unsqueeze(1), more], dim=1)
@@ -98,6 +105,17 @@ class ActingPolicy:
             for i, r in enumerate(requests)
         ]
 
+    def _handed_over_at(self, request: DecisionRequest) -> int:
+        if not self.handover_random:
+            return self.handover
+        return int(seeding.rng("handover", *request.key).integers(0, self.handover + 1))
+
+    def _perturbed(self, chunk: Tensor, requests: Sequence[DecisionRequest]) -> Tensor:
+        streams = [seeding.rng("perturbation", *r.key, r.index) for r in requests]
+        drawn = np.stack([g.uniform(-self.perturbation, self.perturbation, chunk.shape[1:]) for g in streams])
+        drawn[..., self.base.spec.action.gripper_mask] = 0.0
+        return (chunk + torch.from_numpy(drawn).to(chunk)).clamp(-1.0, 1.0)
+
     def _draw(self, requests: Sequence[DecisionRequest]) -> tuple[Tensor | None, Tensor | None, np.ndarray, Tensor | None]:
         """Prior noise, head exploration, the mixture's coin, and the prior draws beyond the first, keyed by (episode, decision)."""
         shape, head = self.base.spec.noise_shape, self.head if self.mode in ("explore", "eval") else None
@@ -112,4 +130,7 @@ class ActingPolicy:
             streams = [seeding.rng("candidates", *r.key, r.index) for r in requests]
             more = np.stack([g.standard_normal((extra, *shape), np.float32) for g in streams])  # type: ignore[misc]
         as_tensor = lambda x: None if x is None else torch.from_numpy(x).to(self.device)  # noqa: E731
-        return as_tensor(noise), as_tensor(exploration), coins < (self.base_share if exploring else 0.0), as_tensor(more)
+        by_base = coins < (self.base_share if exploring else 0.0)
+        if exploring and self.handover:
+            by_base |= np.array([r.index < self._handed_over_at(r) for r in requests])
+        return as_tensor(noise), as_tensor(exploration), by_base, as_tensor(more)

@@ -91,6 +91,9 @@ class ActingSession(ABC):
     def learner_summary(self) -> dict[str, Any]:
         """For ``result.json``: where the learner ran and how it fared."""
 
+    def _prepare(self) -> None:
+        """Whatever comes before the first round; raises Interrupted after saving a checkpoint."""
+
     @abstractmethod
     def _explorer(self) -> ActingPolicy:
         """What plays the next round of training episodes."""
@@ -127,8 +130,16 @@ class ActingSession(ABC):
         return self.channel.manifest(version).sha256
 
     def _explore_with(self, head: Head, version: int) -> ActingPolicy:
-        share = self.counters.base_share(self.config.mixture)
-        return ActingPolicy(self.base, head, "explore", version, base_share=share, device=self.device)
+        mixture = self.config.mixture
+        return ActingPolicy(
+            self.base, head, "explore", version, base_share=self.counters.base_share(mixture), device=self.device,
+            handover=self.counters.decisions_of_base(mixture), handover_random=mixture.handover == "random",
+        )  # fmt: skip
+
+    def _base_explorer(self) -> ActingPolicy:
+        """The base, disturbed where the warm-up asks for it."""
+        disturbed = self.config.schedule.warmup_perturbation
+        return ActingPolicy(self.base, mode="base", device=self.device, perturbation=disturbed)
 
     def _kept(self) -> set[int | None]:
         """Versions whose heads stay in memory."""
@@ -170,6 +181,7 @@ class ActingSession(ABC):
 
     def run(self) -> str:
         """Play rounds until a stop rule holds; returns which. Raises Interrupted after saving a checkpoint."""
+        self._prepare()
         self.progress.start("reinforcement learning", self.config.schedule.env_steps)
         self.progress.advance(self.counters.env_steps)
         while not self.counters.done:
@@ -229,6 +241,7 @@ class ActingSession(ABC):
         self._played(outcomes, steps)
         c.round += 1
         c.remember([o.success for o in outcomes])
+        c.advance_handover(self.config.mixture, [o.success for o in outcomes])
         self.progress.advance(steps)
         self._show(steps)
 

@@ -101,7 +101,7 @@ class AsyncSession(ActingSession):
     def _explorer(self) -> ActingPolicy:
         """The base until the learner has published, then its newest verified version mixed with the base."""
         if self._newest is None:
-            return ActingPolicy(self.base, mode="base", device=self.device)
+            return self._base_explorer()
         version, head = self._newest
         return self._explore_with(head, version)
 

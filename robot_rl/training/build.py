@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from robot_rl import seeding
@@ -9,11 +11,16 @@ from robot_rl.heads.base import Head
 from robot_rl.heads.best_of_n import BestOfNHead
 from robot_rl.heads.chunk_policy import ChunkPolicyHead
 from robot_rl.heads.edit import EditHead
+from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
+from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
+from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.learners.updates import make_critic
+from robot_rl.learners.weighted_bc import WeightedBCConfig, WeightedBCLearner
 from robot_rl.policies.base import BasePolicy
+from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint
 from robot_rl.training.config import PostTrainConfig
 
 
@@ -29,16 +36,47 @@ def build_head(base: BasePolicy, config: PostTrainConfig) -> Head:
         return GaussianResidualHead(base, head.gaussian_residual, generator=generator)
     if head.kind == "chunk_policy":
         return ChunkPolicyHead(base, head.chunk_policy, generator=generator)
+    if head.kind == "fine_tuned":
+        return FineTunedHead(base)
     critic = _chunk_critic(base, config)
     if head.kind == "edit":
         return EditHead(base, head.edit, critic, generator=generator)
     return BestOfNHead(base, head.best_of_n, critic)
 
 
+Learner = OffPolicyLearner | WeightedBCLearner
+
+
+def build_learner(base: BasePolicy, config: PostTrainConfig, device: str) -> Learner:
+    """A fresh learner with a fresh head.
+
+    Raises:
+        ValueError: ``learner.critic_init`` holds no critic that fits.
+    """
+    head = build_head(base, config)
+    if isinstance(config.learner, WeightedBCConfig):
+        return WeightedBCLearner(base, head, config.learner, device)
+    learner = OffPolicyLearner(base, head, config.learner, device)
+    if config.learner.critic_init is not None:
+        learner.warm_start(saved_critic(config.learner.critic_init))
+    return learner
+
+
+def saved_critic(run: Path) -> dict[str, torch.Tensor]:
+    """The critic of another run's latest checkpoint, wherever its learner ran."""
+    for folder in (run / "checkpoints", run / "learner" / "checkpoints"):
+        path = latest_checkpoint(folder)
+        tensors = load_checkpoint(path)[0] if path is not None else {}
+        if "critic" in tensors.get("learner", {}):
+            return tensors["learner"]["critic"]["network"]
+    raise ValueError(f"learner.critic_init={str(run)!r}: no checkpoint with a critic; accepted is the folder of an off-policy run")
+
+
 def _chunk_critic(base: BasePolicy, config: PostTrainConfig) -> CriticEnsemble:
     """An ensemble that reads a state and the executed rows, shaped like the learner's."""
     spec, generator = base.spec, torch.Generator().manual_seed(seeding.key("head critic", config.seed))
     width = spec.conditioning_dim + spec.n_action_steps * spec.action.dim
+    assert isinstance(config.learner, OffPolicyConfig)
     return make_critic(config.learner, width, generator, torch.device("cpu"))
 
 

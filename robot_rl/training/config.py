@@ -13,6 +13,7 @@ from robot_rl.heads.edit import EditConfig
 from robot_rl.heads.latent_noise import LatentNoiseConfig
 from robot_rl.heads.residual import ResidualConfig
 from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.weighted_bc import WeightedBCConfig
 from robot_rl.policies.behaviour_cloning import BCConfig
 from robot_rl.runtime.gate import GateConfig
 
@@ -91,7 +92,9 @@ class BaseConfig:
 class HeadConfig:
     """Which head, and its shape; only the chosen kind's part is read."""
 
-    kind: Literal["latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy"] = "latent_noise"
+    kind: Literal["latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "fine_tuned"] = (
+        "latent_noise"
+    )
     latent_noise: LatentNoiseConfig = field(default_factory=LatentNoiseConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
     gaussian_residual: CorrectionConfig = field(default_factory=CorrectionConfig)
@@ -107,22 +110,39 @@ class HeadConfig:
 
 ALGORITHMS = {
     "latent_noise": ("dsrl_na", "dsrl_sac"), "residual": ("residual",), "gaussian_residual": ("residual_sac",),
-    "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",),
+    "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "fine_tuned": ("weighted_bc",),
 }  # fmt: skip
 """What can train which kind of head."""
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """Mixture acting: the chance per decision that the base acts falls linearly from ``start`` to ``end`` over ``env_steps``."""
+    """Mixture acting: the chance per decision that the base acts falls linearly from ``start`` to ``end`` over ``env_steps``.
+
+    Attributes:
+        handover: the base makes the first decisions of an episode, the head the others (JSRL, Uchendu et al. 2023). ``random``:
+            0 to ``handover_decisions`` of them, drawn per episode. ``curriculum``: from ``handover_decisions`` to none in
+            ``handover_stages`` steps, one whenever the last ``handover_window`` episodes succeeded as often as in the best
+            stage so far, less ``handover_tolerance``.
+    """
 
     start: float = 1.0
     end: float = 0.1
     env_steps: int = 10_000
+    handover: Literal["off", "random", "curriculum"] = "off"
+    handover_decisions: int = 0
+    handover_stages: int = 10
+    handover_window: int = 50
+    handover_tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        _share(self, "start", "end")
-        _at_least(self, 1, "env_steps")
+        _share(self, "start", "end", "handover_tolerance")
+        _at_least(self, 1, "env_steps", "handover_stages", "handover_window")
+        if (self.handover == "off") != (self.handover_decisions == 0):
+            raise ValueError(
+                f"handover={self.handover!r} with handover_decisions={self.handover_decisions}: accepted are off with 0, or random "
+                "or curriculum with a number above 0"
+            )
 
     def share(self, env_steps: int) -> float:
         """The base's share ``env_steps`` after the actor's first update."""
@@ -284,7 +304,7 @@ class PostTrainConfig:
     demos: DemosConfig = field(default_factory=DemosConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    learner: OffPolicyConfig = field(default_factory=OffPolicyConfig)
+    learner: OffPolicyConfig | WeightedBCConfig = field(default_factory=OffPolicyConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     learner_process: LearnerProcessConfig = field(default_factory=LearnerProcessConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
@@ -299,7 +319,7 @@ class PostTrainConfig:
             raise ValueError(
                 f"learner.algorithm={self.learner.algorithm!r} with head.kind={self.head.kind!r}: accepted is {' or '.join(accepted)}"
             )
-        selection, cached = self.head.selection, self.learner.base_samples
+        selection, cached = self.head.selection, getattr(self.learner, "base_samples", 0)
         if selection is not None and 0 < cached < selection.candidates:
             raise ValueError(
                 f"learner.base_samples={cached} with {selection.candidates} candidates: accepted are 0, or at least as many"

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
+from robot_rl.learners.row_class import step_facts
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.types import Episode, Stratum
 
 ENCODE_ROWS = 512  # images are encoded in pieces of this many frames
+
+
+class Ingested(NamedTuple):
+    """What came of an episode: its number in the buffer, and (L + 1, C) conditioning."""
+
+    number: int
+    conditioning: np.ndarray
 
 
 def stack_frames(rows: np.ndarray, n_obs: int) -> np.ndarray:
@@ -41,8 +51,11 @@ def ingest(
     *,
     stratum: Stratum | None = None,
     device: torch.device | str = "cpu",
-) -> None:
+    failure_reward: float = 0.0,
+) -> Ingested:
     """Add an episode to the buffer. The critic learns from what was executed, as the policy would have normalised it.
+
+    ``failure_reward``: see :func:`discounted_returns`.
 
     Raises:
         ValueError: the episode was recorded with other normalisation statistics than the base's.
@@ -58,17 +71,25 @@ def ingest(
         return base.normalize_action(torch.from_numpy(values).to(device)).clamp(-1.0, 1.0).cpu().numpy()
 
     chunks = normalized(np.stack([d.chunk for d in episode.decisions])) if episode.decisions else None
-    returns, known = discounted_returns(episode.reward, buffer.window.gamma)
-    buffer.add(
-        episode, encode_episode(base, episode, device), normalized(episode.action), chunks=chunks, stratum=stratum,
-        extra={EPISODE_RETURN: returns, RETURN_KNOWN: known},
+    tail = 0.0 if episode.terminated[-1] or not failure_reward else failure_reward / (1.0 - buffer.window.gamma)
+    returns, known = discounted_returns(episode.reward, buffer.window.gamma, tail)
+    extra = {EPISODE_RETURN: returns, RETURN_KNOWN: known}
+    extra |= {name: rows for name, rows in step_facts(episode, stratum).items() if name in buffer.extra_names}
+    conditioning = encode_episode(base, episode, device)
+    number = buffer.add(
+        episode, conditioning, normalized(episode.action), chunks=chunks, stratum=stratum, extra=extra
     )  # fmt: skip
+    return Ingested(number, conditioning)
 
 
-def discounted_returns(reward: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """(L,) return from every step to the episode's end, and (L,) 1 where no reward of it is unknown (NaN), else 0."""
+def discounted_returns(reward: np.ndarray, gamma: float, tail: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """(L,) return from every step to the episode's end, and (L,) 1 where no reward of it is unknown (NaN), else 0.
+
+    ``tail`` is what would have come after the last step: an episode that was cut off while it earned r a step is worth
+    r / (1 - gamma) from there on, not nothing.
+    """
     returns, known = np.zeros(len(reward), np.float32), np.ones(len(reward), np.float32)
-    total, complete = 0.0, 1.0
+    total, complete = tail, 1.0
     for t in range(len(reward) - 1, -1, -1):
         if np.isnan(reward[t]):
             complete = 0.0

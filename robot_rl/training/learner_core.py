@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,14 +14,17 @@ import numpy as np
 import torch
 
 from robot_rl import seeding
-from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN, Batch
+from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
+from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.objectives import Metrics
-from robot_rl.learners.off_policy import OffPolicyLearner
+from robot_rl.learners.row_class import FACTS
+from robot_rl.learners.weighted_bc import WeightedBCConfig
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.windows import WindowConfig
 from robot_rl.runtime.weights import Manifest, WeightChannel
-from robot_rl.training.build import build_head
+from robot_rl.training.base_samples import BaseSamples
+from robot_rl.training.build import build_learner
 from robot_rl.training.config import MixtureConfig, PostTrainConfig
 from robot_rl.training.ingest import ingest
 from robot_rl.training.run_folder import RunFolder
@@ -35,6 +38,7 @@ OnUpdate = Callable[[], None]
 class LearningCounters:
     """Where learning is; saved with every checkpoint."""
 
+    offline_done: int = 0  # updates of the offline phase
     env_steps: int = 0  # training steps; probation and evaluation are counted apart
     wall_seconds: float = 0.0
     updates_owed: float = 0.0
@@ -42,11 +46,31 @@ class LearningCounters:
     actor_started_at: int = -1  # env_steps at the first actor update
     version: int = 0
     recent: list[bool] = field(default_factory=list)  # success of the last training episodes
+    handover_stage: int = 0
+    handover_best: float = 0.0
+    handover_recent: list[bool] = field(default_factory=list)
 
     RECENT = 100
 
     def remember(self, successes: list[bool]) -> None:
         self.recent = (self.recent + successes)[-self.RECENT :]
+
+    def decisions_of_base(self, mixture: MixtureConfig) -> int:
+        """How many decisions the base makes before the head may, in the coming episodes."""
+        if mixture.handover != "curriculum":
+            return mixture.handover_decisions
+        return round(mixture.handover_decisions * (1 - self.handover_stage / mixture.handover_stages))
+
+    def advance_handover(self, mixture: MixtureConfig, successes: list[bool]) -> None:
+        """Move the curriculum on when the stage's last episodes succeeded about as often as the best stage's."""
+        if mixture.handover != "curriculum" or self.actor_started_at < 0 or self.handover_stage >= mixture.handover_stages:
+            return
+        self.handover_recent = (self.handover_recent + successes)[-mixture.handover_window :]
+        rate = float(np.mean(self.handover_recent))
+        if len(self.handover_recent) < mixture.handover_window or rate < self.handover_best - mixture.handover_tolerance:
+            return
+        self.handover_stage += 1
+        self.handover_best, self.handover_recent = max(self.handover_best, rate), []
 
     def base_share(self, mixture: MixtureConfig) -> float:
         """The chance per decision that the base acts in training episodes."""
@@ -73,9 +97,11 @@ class LearnerCore:
     ) -> None:
         self.config, self.base, self.counters = config, base, counters
         self.folder, self.scalars, self.device = folder, scalars, device
-        self.learner = OffPolicyLearner(base, build_head(base, config), config.learner, device)
+        self.learner = build_learner(base, config, device)
         self.rng = np.random.default_rng(seeding.key("replay", config.seed))
         self.buffer = make_buffer(config, base)
+        cached = config.learner.base_samples if isinstance(config.learner, OffPolicyConfig) else 0
+        self.base_samples = BaseSamples(base, cached, config.seed, device) if cached else None
         self._metrics: dict[str, list[torch.Tensor]] = {}
         self._helped = False
         if config.demos.prefill:
@@ -86,7 +112,11 @@ class LearnerCore:
 
     def ingest(self, episode: Episode, stratum: Stratum | None = None) -> None:
         """Add an episode to the buffer. Raises ValueError when it does not belong to this base or is in there already."""
-        ingest(self.buffer, episode, self.base, stratum=stratum, device=self.device)
+        failure = self.config.learner.failure_reward
+        new = ingest(self.buffer, episode, self.base, stratum=stratum, device=self.device, failure_reward=failure)
+        if self.base_samples is not None:
+            self.base_samples.add(new.number, episode.meta.episode_id, new.conditioning)
+            self.base_samples.forget(self.base_samples.numbers() - self.buffer.numbers())
         practice = Stratum(stratum or episode.meta.stratum) in (Stratum.ONLINE, Stratum.INTERVENTION)
         self._helped |= practice and bool((episode.source == Source.HUMAN).any())
 
@@ -102,6 +132,19 @@ class LearnerCore:
         return any(starts.get(Stratum(stratum), 0) for stratum in self._ratios())
 
     # ---- updates
+
+    @property
+    def offline_left(self) -> int:
+        """Updates of the offline phase that are still to be done."""
+        return max(0, self.config.schedule.offline_updates - self.counters.offline_done)
+
+    def learn_offline(self, updates: int, on_update: OnUpdate | None = None) -> None:
+        """Part of the offline phase: recorded data only."""
+        actor = isinstance(self.config.learner, OffPolicyConfig) and self.config.learner.offline_actor
+        recorded = {Stratum.DEMONSTRATION: 1.0, Stratum.PRIOR: 1.0}
+        present = {s: float(self.buffer.starts().get(s, 0)) for s in recorded}
+        self.train(updates, lambda batch: self.learner.update(batch, train_actor=actor, offline=True), on_update, present)
+        self.counters.offline_done += updates
 
     @property
     def warm(self) -> bool:
@@ -129,16 +172,22 @@ class LearnerCore:
         self.train(updates, self.learner.update, on_update)
         return updates
 
-    def train(self, updates: int, update: Callable[[Batch], Metrics], on_update: OnUpdate | None = None) -> None:
+    def train(
+        self,
+        updates: int,
+        update: Callable[[Any], Metrics],
+        on_update: OnUpdate | None = None,
+        ratios: Mapping[Stratum | str, float] | None = None,
+    ) -> None:
         """``updates`` calls of ``update`` on fresh batches; ``on_update`` is called after each and may raise.
 
         Raises:
             FloatingPointError: parameters are not finite afterwards.
         """
-        schedule, every, ratios = self.config.schedule, self.config.logging.every_updates, self._ratios()
+        schedule, every = self.config.schedule, self.config.logging.every_updates
+        ratios = ratios or self._ratios()
         for _ in range(updates):
-            windows = self.buffer.sample(schedule.batch_size, self.rng, ratios)
-            metrics = update(Batch.from_windows(windows, self.device))
+            metrics = update(self.learner.sample(self.buffer, self.rng, schedule.batch_size, ratios, self.base_samples))
             for name, value in metrics.items():
                 self._metrics.setdefault(name, []).append(value)
             self.counters.unlogged += 1
@@ -210,6 +259,9 @@ class LearnerCore:
 def make_buffer(config: PostTrainConfig, base: BasePolicy) -> ReplayBuffer:
     """An empty buffer for what this learner reads of this base's episodes."""
     spec, learner = base.spec, config.learner
+    extra = {EPISODE_RETURN: FeatureSpec(()), RETURN_KNOWN: FeatureSpec(())}
+    if isinstance(learner, WeightedBCConfig):
+        extra |= FACTS
     return ReplayBuffer(
         config.schedule.replay_capacity,
         conditioning_dim=spec.conditioning_dim,
@@ -218,7 +270,7 @@ def make_buffer(config: PostTrainConfig, base: BasePolicy) -> ReplayBuffer:
         delta_mask=spec.action.delta_mask,
         noise_shape=spec.noise_shape if learner.algorithm == "dsrl_sac" else None,
         chunk_horizon=spec.horizon,
-        extra={EPISODE_RETURN: FeatureSpec(()), RETURN_KNOWN: FeatureSpec(())},
+        extra=extra,
     )
 
 

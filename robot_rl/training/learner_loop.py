@@ -134,6 +134,11 @@ class LearnerLoop:
 
     def _learn(self) -> bool:
         core = self.core
+        if core.offline_left:
+            core.learn_offline(min(SLICE, core.offline_left), lambda: self._beat_if_due("offline"))
+            if not core.offline_left and core.config.schedule.warmup_acting == "head":
+                self.publish()
+            return True
         if core.warm_up_due and core.ready:
             self.checkpoint()
             self.beat("warm-up")

@@ -142,6 +142,10 @@ def prepare_base(
     return policy
 
 
+STARTS_AS_BASE = ("residual", "fine_tuned")
+"""Heads whose untrained selves are the base, so that measuring them would measure it twice."""
+
+
 def _baselines(
     config: PostTrainConfig, session: ActingSession, rollout: Rollout, progress: Progress, flag: InterruptFlag
 ) -> None:
@@ -149,8 +153,10 @@ def _baselines(
     e = config.evaluation
     began = time.monotonic()
     modes: list[tuple[str, ActingMode]] = [("base", "base")]
+    if config.head.kind not in STARTS_AS_BASE:
+        modes += [("untrained_head", "explore")]
     if config.head.kind == "latent_noise":
-        modes += [("untrained_head", "explore"), ("zero_noise", "zero_noise")]
+        modes += [("zero_noise", "zero_noise")]
     progress.start("baselines", e.reference_episodes + len(modes) * e.curve_episodes)
     base = ActingPolicy(session.base, device=session.device)
     outcomes = measure(rollout, base, seeding.GATE.take(e.reference_episodes), progress=progress, should_stop=flag)

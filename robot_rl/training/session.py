@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from robot_rl.heads.base import Head
-from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.policies.base import BasePolicy
 from robot_rl.progress import Progress
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.sim.rollout import EpisodeOutcome, Rollout
 from robot_rl.training.acting_session import PHASES, ActingSession, Counters
+from robot_rl.training.build import Learner
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from robot_rl.training.config import PostTrainConfig
 from robot_rl.training.interrupt import InterruptFlag
@@ -26,6 +26,9 @@ from robot_rl.training.run_folder import RunFolder
 from robot_rl.types import Episode
 
 __all__ = ["PHASES", "Counters", "Session"]
+
+
+OFFLINE_BLOCK = 100  # updates between two looks at the interrupt flag
 
 
 class Session(ActingSession):
@@ -52,7 +55,7 @@ class Session(ActingSession):
         self.core = LearnerCore(config, base, demos, self.counters, folder, self.scalars, device)
 
     @property
-    def learner(self) -> OffPolicyLearner:
+    def learner(self) -> Learner:
         return self.core.learner
 
     @property
@@ -76,10 +79,29 @@ class Session(ActingSession):
 
     # ---- phases
 
+    def _prepare(self) -> None:
+        """The offline phase, in blocks between which it may be interrupted."""
+        c, total = self.counters, self.config.schedule.offline_updates
+        if not self.core.offline_left:
+            return
+        self.progress.start("offline learning", total)
+        self.progress.advance(c.offline_done)
+        while self.core.offline_left:
+            began, block = time.monotonic(), min(OFFLINE_BLOCK, self.core.offline_left)
+            self.core.learn_offline(block)
+            self.progress.advance(block)
+            self._spend("learn", began)
+            due = time.monotonic() - self._last_checkpoint >= self.config.schedule.checkpoint_every_s
+            if due or self.flag():
+                self.checkpoint()
+            self.flag.raise_if_set()
+
     def _explorer(self) -> ActingPolicy:
         """The base during warm-up, then the newest head mixed with the base."""
         if not self.core.warm:
-            return ActingPolicy(self.base, mode="base", device=self.device)
+            if self.config.schedule.warmup_acting == "base":
+                return self._base_explorer()
+            return ActingPolicy(self.base, self.learner.head, "explore", self.counters.version, device=self.device)
         return self._explore_with(self.learner.head, self.counters.version)
 
     def _make_room(self, ids: list[str]) -> None:

@@ -1,0 +1,279 @@
+"""Imitation from experience: one behaviour-cloning loss, many ways to weigh its rows.
+
+    loss = Σ_bh w_bh mask_bh l_bh / Σ_bh w_bh mask_bh        l: the policy's own denoising loss, mean over action dimensions
+
+Rows that nobody should imitate (blended, latched, held, replaced by safety) have mask 0. What the published methods differ in
+is w (algorithms specification 3.3); each is a value of ``weights``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robot_rl.heads.base import Head
+from robot_rl.heads.fine_tuned import FineTunedHead
+from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
+from robot_rl.learners.ensemble import CriticEnsemble
+from robot_rl.learners.row_class import ROW_CLASS, SUCCEEDED, RowClass
+from robot_rl.learners.updates import load_network_state, network_state
+from robot_rl.nn.flat import FlatAdam, FlatParameters, polyak_
+from robot_rl.policies.base import BasePolicy
+from robot_rl.policies.compact import CompactPolicy
+from robot_rl.replay.buffer import ReplayBuffer
+from robot_rl.types import Stratum
+
+Metrics = dict[str, Tensor]
+Weighting = Literal["uniform", "filtered", "hg_dagger", "iwr", "sirius", "awr", "iw_sft"]
+
+
+@dataclass(frozen=True)
+class WeightedBCConfig:
+    """How a policy is cloned from mixed data, and which of it counts.
+
+    Attributes:
+        weights: ``uniform``; ``filtered``: rows of successful episodes and demonstrations; ``hg_dagger``: demonstrations and what
+            humans executed; ``iwr``: human rows weigh as much as all others together; ``sirius``: fixed masses per class;
+            ``awr``: exp(advantage); ``iw_sft``: ``filtered`` times the likelihood ratio to the frozen base.
+        lr, weight_decay: AdamW. ema: decay of the averaged weights that act. grad_clip: largest gradient norm, 0: none.
+        intervention_mass, pre_intervention_mass: shares of the loss of those classes (``sirius``).
+        beta, weight_clip: of ``awr``: exp(beta A), at most ``weight_clip``.
+        value_hidden, value_lr: of V(s), which ``awr`` fits to returns.
+        iw_temperature, iw_clip, iw_draws: of ``iw_sft``: exp(T (l_theta - l_base)) within [0, clip], the log likelihoods being
+            minus the denoising loss, averaged over so many shared draws of time and noise.
+        gamma, failure_reward: of the returns, see :class:`OffPolicyConfig`.
+    """
+
+    algorithm: Literal["weighted_bc"] = "weighted_bc"
+    weights: Weighting = "filtered"
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    ema: float = 0.995
+    grad_clip: float = 0.0
+    intervention_mass: float = 0.5
+    pre_intervention_mass: float = 0.002
+    beta: float = 3.0
+    weight_clip: float = 100.0
+    value_hidden: tuple[int, ...] = (256, 256)
+    value_lr: float = 3e-4
+    iw_temperature: float = 1.0
+    iw_clip: float = 16.0
+    iw_draws: int = 8
+    gamma: float = 0.99
+    failure_reward: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"ema={self.ema}: accepted are 0 <= ema < 1")
+        if not 0.0 < self.gamma <= 1.0 or (self.failure_reward and self.gamma == 1.0):
+            raise ValueError(f"gamma={self.gamma}: accepted are 0 < gamma <= 1, below 1 with a failure_reward")
+        if self.intervention_mass < 0 or self.pre_intervention_mass < 0 or self.intervention_mass + self.pre_intervention_mass > 1:
+            raise ValueError(
+                f"intervention_mass={self.intervention_mass}, pre_intervention_mass={self.pre_intervention_mass}: accepted are "
+                "shares >= 0 of at most 1 together"
+            )
+        if self.iw_draws < 1 or self.iw_clip <= 0 or self.weight_clip <= 0:
+            raise ValueError(
+                f"iw_draws={self.iw_draws}, iw_clip={self.iw_clip}, weight_clip={self.weight_clip}: accepted are numbers above 0"
+            )
+
+
+@dataclass(frozen=True)
+class CloneBatch:
+    """B chunks of H rows, normalised.
+
+    Attributes:
+        conditioning: (B, C). action: (B, H, A). mask: (B, H) 1 for rows that ran and may be imitated.
+        row_class: (B, H) int64 :class:`RowClass`. succeeded: (B,) 1 in successful episodes.
+        episode_return, return_known: (B,) from the first row on.
+        shares: (4,) of the classes among all rows that could have been drawn.
+    """
+
+    conditioning: Tensor
+    action: Tensor
+    mask: Tensor
+    row_class: Tensor
+    succeeded: Tensor
+    episode_return: Tensor
+    return_known: Tensor
+    shares: Tensor
+
+
+def class_shares(classes: np.ndarray) -> np.ndarray:
+    """(4,) float64 share of each :class:`RowClass`."""
+    counts = np.bincount(classes, minlength=len(RowClass)).astype(np.float64)
+    return counts / max(counts.sum(), 1.0)
+
+
+def class_weights(config: WeightedBCConfig, shares: Tensor) -> Tensor:
+    """(4,) weight of a row of each class, for the weightings that go by class.
+
+    ``sirius``: a class of mass m that makes up the share r of the data weighs m / r. Demonstrations keep their share; roll-outs
+    get what the others leave. A class that is absent gives its mass to the roll-outs.
+    """
+    one = torch.ones_like(shares)
+    if config.weights == "hg_dagger":
+        return torch.tensor([1.0, 0.0, 1.0, 0.0]).to(shares)
+    human = shares[RowClass.INTERVENTION]
+    if config.weights == "iwr":
+        one[RowClass.INTERVENTION] = torch.where(human > 0, (1 - human) / human.clamp_min(1e-12), torch.ones_like(human))
+        return one
+    if config.weights == "sirius":
+        mass = torch.stack([
+            shares[RowClass.DEMONSTRATION], torch.zeros_like(human), torch.full_like(human, config.intervention_mass),
+            torch.full_like(human, config.pre_intervention_mass),
+        ]) * (shares > 0)  # fmt: skip
+        mass[RowClass.ROLLOUT] = (1 - mass.sum()).clamp_min(0.0)
+        return torch.where(shares > 0, mass / shares.clamp_min(1e-12), torch.zeros_like(shares))
+    return one
+
+
+class WeightedBCLearner:
+    """Trains a copy of the base's denoiser; the head acts with its running average."""
+
+    def __init__(
+        self, base: BasePolicy, head: Head, config: WeightedBCConfig, device: torch.device | str = "cpu"
+    ) -> None:
+        if not isinstance(head, FineTunedHead) or not isinstance(base, CompactPolicy):
+            raise ValueError(f"algorithm='weighted_bc' trains a fine_tuned head; this one is {head.KIND}")
+        self.base, self.config, self.device = base, config, torch.device(device)
+        self.head: FineTunedHead = head.to(self.device)
+        self.online = FineTunedHead(base).to(self.device)
+        self.online.denoiser.requires_grad_(True)
+        self.flat = FlatParameters(self.online.denoiser)
+        self.head.denoiser.requires_grad_(True)  # FlatParameters takes what is trainable
+        self.average = FlatParameters(self.head.denoiser)
+        self.head.denoiser.requires_grad_(False)
+        self.optimizer = FlatAdam(
+            self.flat, config.lr, weight_decay=config.weight_decay, max_grad_norm=config.grad_clip or None
+        )
+        self.value: CriticEnsemble | None = None
+        if config.weights == "awr":
+            init = torch.Generator().manual_seed(config.seed)
+            self.value = CriticEnsemble(1, base.spec.conditioning_dim, config.value_hidden, generator=init, device=self.device)
+            self.value_optimizer = FlatAdam(self.value.flat, config.value_lr)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed + 1)
+        self._shares: tuple[tuple[int, int], Tensor] = ((-1, -1), torch.zeros(0))
+        self.updates = 0
+        self.actor_updates = 0
+
+    def sample(
+        self,
+        buffer: ReplayBuffer,
+        rng: np.random.Generator,
+        size: int,
+        ratios: Mapping[Stratum | str, float] | None = None,
+        base_samples: Any = None,
+    ) -> CloneBatch:
+        """Draw ``size`` chunks evenly over everything recorded: the weights say what counts, so ``ratios`` do not."""
+        drawn = buffer.sample_chunks(size, rng, self.base.spec.horizon)
+        now = (len(buffer), buffer.evicted_episodes)
+        if self._shares[0] != now:
+            shares = torch.from_numpy(class_shares(buffer.column(ROW_CLASS))).float().to(self.device)
+            self._shares = now, shares
+        send = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(self.device)  # noqa: E731
+        first = {name: send(rows[:, 0]) for name, rows in drawn.extra.items()}
+        return CloneBatch(
+            conditioning=send(drawn.conditioning[:, 0]), action=send(drawn.action), mask=send(drawn.mask).float(),
+            row_class=send(drawn.extra[ROW_CLASS]).long(), succeeded=first[SUCCEEDED], episode_return=first[EPISODE_RETURN],
+            return_known=first[RETURN_KNOWN], shares=self._shares[1],
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def row_weights(self, batch: CloneBatch) -> Tensor:
+        """(B, H) w; no gradient ever flows through it."""
+        c = self.config
+        rows = torch.ones_like(batch.mask)
+        if c.weights in ("hg_dagger", "iwr", "sirius"):
+            return class_weights(c, batch.shares)[batch.row_class].to(rows)
+        if c.weights == "uniform":
+            return rows
+        if c.weights == "awr":
+            assert self.value is not None
+            advantage = batch.episode_return - self.value.value(batch.conditioning)[0]
+            weight = (c.beta * advantage).exp().clamp(max=c.weight_clip) * batch.return_known
+        else:
+            weight = torch.maximum(batch.succeeded, (batch.row_class[:, 0] == RowClass.DEMONSTRATION).to(batch.succeeded))
+            if c.weights == "iw_sft":
+                weight = weight * self.likelihood_ratio(batch)
+        return weight[:, None] * rows
+
+    @torch.no_grad()
+    def likelihood_ratio(self, batch: CloneBatch) -> Tensor:
+        """(B,) exp(T (l_theta - l_base)), l = -denoising loss (mean over imitated entries), the same draws for both."""
+        c, k = self.config, self.config.iw_draws
+        conditioning, action = (x.repeat_interleave(k, dim=0) for x in (batch.conditioning, batch.action))
+        state = self.generator.get_state()
+        own = self.online.policy.denoising_loss(conditioning, action, self.generator)
+        after = self.generator.get_state()
+        self.generator.set_state(state)
+        reference = self.base.denoising_loss(conditioning, action, self.generator)
+        self.generator.set_state(after)
+        mask = batch.mask.repeat_interleave(k, dim=0)
+        gap = ((reference - own).mean(-1) * mask).sum(1) / mask.sum(1).clamp_min(1.0)
+        return (c.iw_temperature * gap.unflatten(0, (-1, k)).mean(1)).exp().clamp(max=c.iw_clip)
+
+    def update(self, batch: CloneBatch, *, train_actor: bool = True, offline: bool = False) -> Metrics:
+        """One step of the value function (``awr``) and, with ``train_actor``, one of the policy."""
+        metrics = self._fit_value(batch)
+        self.updates += 1
+        if not train_actor:
+            return metrics
+        weight = self.row_weights(batch) * batch.mask
+        total = weight.sum()
+        self.flat.zero_grad()
+        with torch.enable_grad():
+            per_row = self.online.policy.denoising_loss(batch.conditioning, batch.action, self.generator).mean(-1)
+            # Where nothing counts (no success yet) there is nothing to learn: the loss and its gradient are zero.
+            loss = (weight * per_row).sum() / total.clamp_min(1e-12)
+            loss.backward()
+        self.optimizer.step()
+        decay = min(self.config.ema, (1 + self.actor_updates) / (10 + self.actor_updates))
+        polyak_(self.average, self.flat, 1 - decay)
+        self.actor_updates += 1
+        return metrics | {"bc/loss": loss.detach(), "bc/weight": weight.mean(), "bc/weight_max": weight.max()}
+
+    def _fit_value(self, batch: CloneBatch) -> Metrics:
+        if self.value is None:
+            return {}
+        fit = self.value.loss_and_grad(batch.conditioning, batch.episode_return, batch.return_known)
+        self.value_optimizer.step()
+        return {"value/loss": fit.loss, "value/mean": fit.q.mean()}
+
+    def pretrain(self, batch: CloneBatch) -> Metrics:
+        """Before the first policy update: the value function alone."""
+        return self._fit_value(batch)
+
+    def finish_pretraining(self) -> None:
+        """Nothing follows the value function."""
+
+    def check_finite(self) -> None:
+        """Raises FloatingPointError when a parameter is not finite."""
+        if not bool(torch.isfinite(self.flat.data).all()):
+            raise FloatingPointError(f"policy parameters are not finite after {self.updates} updates; lower lr or set grad_clip")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything an exact resume needs."""
+        state = {
+            "head": {k: v.clone() for k, v in self.head.state_dict().items()},
+            "online": network_state(self.online, self.optimizer),
+            "generator": self.generator.get_state().clone(),
+            "counters": torch.tensor([self.updates, self.actor_updates]),
+        }
+        return state if self.value is None else state | {"value": network_state(self.value, self.value_optimizer)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copies in place."""
+        self.head.load_state_dict(state["head"])
+        load_network_state(self.online, self.optimizer, state["online"])
+        if self.value is not None:
+            load_network_state(self.value, self.value_optimizer, state["value"])
+        self.generator.set_state(state["generator"].cpu())
+        self.updates, self.actor_updates = (int(x) for x in state["counters"])
+

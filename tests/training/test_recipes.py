@@ -1,0 +1,171 @@
+"""Every recipe in ``configs/recipes`` runs end to end on tabletop/Lift: it acts, learns, publishes, is gated, and resumes exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from run_kit import merged, same_run, tiny
+
+from robot_rl.config import load
+from robot_rl.training import final, posttrain, session
+from robot_rl.training.config import PostTrainConfig
+from robot_rl.training.interrupt import Interrupted, InterruptFlag
+from robot_rl.training.run_folder import RunFolder
+
+RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipes"
+NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+SMALL: dict[str, Any] = {
+    "device": "cpu", "seed": 3, "threads": 1,
+    "env": {"id": "tabletop/Lift", "num_envs": 2, "options": {"max_episode_steps": 24}},
+    "gate": {"n_min": 2, "n_max": 2, "reference_n_min": 2},
+    "stop": {"episodes": 1000},
+    "evaluation": {"reference_episodes": 2, "curve_episodes": 2, "final_episodes": 2, "videos": 0},
+    "logging": {"every_updates": 4},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """Demonstrations and a base policy that all recipes share."""
+    folder = tmp_path_factory.mktemp("prepared") / "run"
+    config = tiny(folder)
+    posttrain._claim(RunFolder(folder), config)
+    with InterruptFlag() as flag:
+        posttrain.prepare_base(config, posttrain._env_spec(config), RunFolder(folder), posttrain.Silent(), flag, "cpu")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have their own tests and take longer than these runs."""
+    monkeypatch.setattr(final, "write_report", lambda path: path / "report.html")
+    monkeypatch.setattr(session, "OFFLINE_BLOCK", 2)
+
+
+def shrunk(name: str, prepared: Path, run_dir: Path, extra: dict[str, Any] | None = None) -> PostTrainConfig:
+    """The recipe as it is, but with small networks, short phases and few episodes."""
+    full = load(PostTrainConfig, RECIPES / f"{name}.yaml")
+    s = full.schedule
+    small = {
+        "offline_updates": min(s.offline_updates, 3), "return_updates": min(s.return_updates, 2),
+        "warmup_updates": min(s.warmup_updates, 2), "warmup_steps": min(s.warmup_steps, 40), "updates_per_step": 0.1,
+        "env_steps": 150, "round_episodes": 2, "batch_size": 8, "candidate_every": 60, "evaluate_every": 100,
+        "checkpoint_every_s": 0.0,
+    }  # fmt: skip
+    change: dict[str, Any] = {"schedule": small, "run_dir": str(run_dir), "base": {"path": str(prepared / "base")}}
+    change["demos"] = {"source": "store", "path": str(prepared / "demos"), "prefill": full.demos.prefill}
+    change["head"] = {k: {"hidden": [8]} for k in ("latent_noise", "residual", "gaussian_residual", "edit", "chunk_policy")}
+    if full.mixture.handover == "curriculum":
+        change["mixture"] = {"handover_window": 2, "handover_decisions": 2}
+    if full.learner.algorithm == "weighted_bc":
+        change["learner"] = {"value_hidden": [8], "iw_draws": 2}
+    else:
+        change["learner"] = {"hidden": [8], "actor_every": min(full.learner.actor_every, 3)}
+        change["learner"]["conservative"] = {"samples": 2}
+    content = merged(merged(SMALL, change), extra or {})
+    path = run_dir.parent / f"{name}-small.yaml"
+    path.write_text(yaml.safe_dump({"extends": str(RECIPES / f"{name}.yaml"), **content}))
+    return load(PostTrainConfig, path)
+
+
+class StopOnce:
+    """Sets the interrupt flag after it has been asked ``left`` times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+        self.left = left
+
+        def asked(flag: InterruptFlag) -> bool:
+            self.left -= 1
+            flag._set = flag._set or self.left == 0
+            return flag._set
+
+        monkeypatch.setattr(InterruptFlag, "__call__", asked)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_runs_and_resumes(name: str, prepared: Path, tmp_path: Path) -> None:
+    extra: dict[str, Any] = {}
+    if name == "respect":
+        posttrain.run(shrunk("policy_decorator", prepared, tmp_path / "earlier"))
+        extra = {"learner": {"critic_init": str(tmp_path / "earlier")}}
+    config = shrunk(name, prepared, tmp_path / "straight", extra)
+    result = posttrain.run(config)
+    assert result["env_steps"] >= 150
+    assert result["updates"] > 0
+    gate = [json.loads(line) for line in (tmp_path / "straight" / "gate.jsonl").read_text().splitlines()]
+    assert {line["event"] for line in gate} & {"promoted", "rejected"}
+    with pytest.MonkeyPatch.context() as patch:
+        StopOnce(patch, 160)
+        with pytest.raises(Interrupted):
+            posttrain.run(shrunk(name, prepared, tmp_path / "resumed", extra))
+    assert not (tmp_path / "resumed" / "result.json").exists()
+    posttrain.run(shrunk(name, prepared, tmp_path / "resumed", extra))
+    same_run(tmp_path / "straight", tmp_path / "resumed")
+    same = posttrain.load_policy(prepared / "base").spec.base_hash
+    assert result["base_hash"] == same, "the frozen base is still the frozen base"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_means_the_same_on_top_of_any_task(name: str, tmp_path: Path) -> None:
+    """Put on top of the quickstart, which is a recipe of its own, nothing of that recipe shines through."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"extends": [str(RECIPES.parent / "quickstart.yaml"), str(RECIPES / f"{name}.yaml")]}))
+    alone, on_top = load(PostTrainConfig, RECIPES / f"{name}.yaml"), load(PostTrainConfig, path)
+    assert on_top.learner == alone.learner
+    assert getattr(on_top.head, on_top.head.kind, None) == getattr(alone.head, alone.head.kind, None)
+    assert on_top.mixture == alone.mixture
+    for key in ("offline_updates", "warmup_acting", "warmup_perturbation", "updates_per_step", "demo_ratio", "demo_ratio_end"):
+        assert getattr(on_top.schedule, key) == getattr(alone.schedule, key), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_newcomer_finds_the_recipe(name: str) -> None:
+    """A page at most, opened by what it is; and a row of the table in docs/recipes.md."""
+    text = (RECIPES / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    assert len(text.splitlines()) <= 60
+    assert f"`{name}`" in (RECIPES.parents[1] / "docs" / "recipes.md").read_text()
+
+
+def test_offline_phase_is_interruptible_and_counts(prepared: Path, tmp_path: Path) -> None:
+    """Ctrl-C between two blocks of offline updates: the rest is done after resuming, with the same result."""
+    config = shrunk("cal_ql", prepared, tmp_path / "a", {"schedule": {"offline_updates": 6}})
+    posttrain.run(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.Session, "_prepare", _interrupted_prepare)
+        with pytest.raises(Interrupted):
+            posttrain.run(shrunk("cal_ql", prepared, tmp_path / "b", {"schedule": {"offline_updates": 6}}))
+    posttrain.run(shrunk("cal_ql", prepared, tmp_path / "b", {"schedule": {"offline_updates": 6}}))
+    same_run(tmp_path / "a", tmp_path / "b")
+
+
+def _interrupted_prepare(run: session.Session) -> None:
+    run.flag._set = True
+    PREPARE(run)
+
+
+PREPARE = session.Session._prepare
+
+
+def test_wsrl_keeps_nothing_and_plays_its_warm_up_with_the_offline_policy(prepared: Path, tmp_path: Path) -> None:
+    """Frozen while it warms up: no update but the offline ones, and afterwards no row of a demonstration in any batch."""
+    from robot_rl.training import learner_core
+
+    drawn: list[dict[str, float]] = []
+    train = learner_core.LearnerCore.train
+
+    def spy(core, updates, update, on_update=None, ratios=None):
+        if updates:
+            drawn.append({str(getattr(k, "value", k)): v for k, v in (ratios or core._ratios()).items()})
+        return train(core, updates, update, on_update, ratios)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner_core.LearnerCore, "train", spy)
+        posttrain.run(shrunk("wsrl", prepared, tmp_path / "run"))
+    assert [d["online"] if "online" in d else 0.0 for d in drawn[:2]] == [0.0, 0.0]  # the offline phase, in two blocks
+    assert all(d == {"online": 1.0, "demonstration": 0.0} for d in drawn[2:])
+    assert len(drawn) > 3
