@@ -57,7 +57,9 @@ class SelectionConfig:
         if self.kl_budget is not None and self.kl_budget <= 0:
             raise ValueError(f"kl_budget={self.kl_budget}: accepted are null or numbers > 0")
         if self.risk == "bernoulli" and not self.samples:
-            raise ValueError("risk='bernoulli' with temperature=0 takes the best either way; set temperature > 0 or a kl_budget")
+            raise ValueError(
+                "risk='bernoulli' with temperature=0 takes the best either way; set temperature > 0 or a kl_budget"
+            )
 
     @property
     def samples(self) -> bool:

@@ -8,7 +8,6 @@ from typing import Literal
 
 from robot_rl.learners.reduce import Reduction, check_reduction
 
-
 CriticLoss = Literal["td", "iql", "cql", "calql"]
 
 
@@ -136,7 +135,9 @@ class OffPolicyConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: accepted are numbers >= 0")
         if self.failure_reward != 0.0 and self.gamma == 1.0:
-            raise ValueError(f"failure_reward={self.failure_reward} with gamma=1: such a return has no bound; accepted is gamma < 1")
+            raise ValueError(
+                f"failure_reward={self.failure_reward} with gamma=1: such a return has no bound; accepted is gamma < 1"
+            )
         self._refuse_unread()
         for name in ("target_reduce", "actor_reduce"):
             check_reduction(getattr(self, name), self.n_critics, name)

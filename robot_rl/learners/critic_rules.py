@@ -35,9 +35,7 @@ class ValueRule:
         self.optimizer = FlatAdam(self.network.flat, config.critic_lr)
 
     @torch.no_grad()
-    def target(
-        self, batch: Batch, x: Tensor, target: CriticEnsemble, generator: torch.Generator
-    ) -> tuple[Tensor, Metrics]:
+    def target(self, batch: Batch, x: Tensor, target: CriticEnsemble, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """One step of V, then the regression target (B,) of the critics. ``x`` (B, D): the critic's input for the data."""
         c, b = self.config, len(batch.reward)
         q = target.reduced_value(x, c.target_reduce, generator)
@@ -117,9 +115,7 @@ def add_conservative_gradient(
     return {"critic/gap": (part * gap).sum(-1).mean(), "critic/calibrated": 1.0 - free.mean()}
 
 
-def _actions(
-    objective: Any, batch: Batch, n: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor | None, Tensor]:
+def _actions(objective: Any, batch: Batch, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
     """(B, 3n, D) uniform, policy at s, policy at s'; their log densities (B, 3n) or None; which are the policy's (3n,)."""
     b, dim = len(batch.reward), batch.action.flatten(1).shape[1]
     kind = {"device": batch.action.device, "dtype": batch.action.dtype}

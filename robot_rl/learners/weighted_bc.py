@@ -73,7 +73,11 @@ class WeightedBCConfig:
             raise ValueError(f"ema={self.ema}: accepted are 0 <= ema < 1")
         if not 0.0 < self.gamma <= 1.0 or (self.failure_reward and self.gamma == 1.0):
             raise ValueError(f"gamma={self.gamma}: accepted are 0 < gamma <= 1, below 1 with a failure_reward")
-        if self.intervention_mass < 0 or self.pre_intervention_mass < 0 or self.intervention_mass + self.pre_intervention_mass > 1:
+        if (
+            self.intervention_mass < 0
+            or self.pre_intervention_mass < 0
+            or self.intervention_mass + self.pre_intervention_mass > 1
+        ):
             raise ValueError(
                 f"intervention_mass={self.intervention_mass}, pre_intervention_mass={self.pre_intervention_mass}: accepted are "
                 "shares >= 0 of at most 1 together"
@@ -137,9 +141,7 @@ def class_weights(config: WeightedBCConfig, shares: Tensor) -> Tensor:
 class WeightedBCLearner:
     """Trains a copy of the base's denoiser; the head acts with its running average."""
 
-    def __init__(
-        self, base: BasePolicy, head: Head, config: WeightedBCConfig, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, base: BasePolicy, head: Head, config: WeightedBCConfig, device: torch.device | str = "cpu") -> None:
         if not isinstance(head, FineTunedHead) or not isinstance(base, CompactPolicy):
             raise ValueError(f"algorithm='weighted_bc' trains a fine_tuned head; this one is {head.KIND}")
         self.base, self.config, self.device = base, config, torch.device(device)
@@ -256,7 +258,9 @@ class WeightedBCLearner:
     def check_finite(self) -> None:
         """Raises FloatingPointError when a parameter is not finite."""
         if not bool(torch.isfinite(self.flat.data).all()):
-            raise FloatingPointError(f"policy parameters are not finite after {self.updates} updates; lower lr or set grad_clip")
+            raise FloatingPointError(
+                f"policy parameters are not finite after {self.updates} updates; lower lr or set grad_clip"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything an exact resume needs."""
@@ -276,4 +280,3 @@ class WeightedBCLearner:
             load_network_state(self.value, self.value_optimizer, state["value"])
         self.generator.set_state(state["generator"].cpu())
         self.updates, self.actor_updates = (int(x) for x in state["counters"])
-

@@ -91,7 +91,7 @@ class ActingSession(ABC):
     def learner_summary(self) -> dict[str, Any]:
         """For ``result.json``: where the learner ran and how it fared."""
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> None:  # noqa: B027
         """Whatever comes before the first round; raises Interrupted after saving a checkpoint."""
 
     @abstractmethod

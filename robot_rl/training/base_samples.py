@@ -21,7 +21,9 @@ class BaseSamples:
     def __init__(self, base: BasePolicy, count: int, seed: int, device: torch.device | str = "cpu") -> None:
         spec = base.spec
         if spec.noise_shape is None:
-            raise ValueError(f"base_samples={count}: this base ({spec.sampler}) takes no noise and has one chunk; accepted is 0")
+            raise ValueError(
+                f"base_samples={count}: this base ({spec.sampler}) takes no noise and has one chunk; accepted is 0"
+            )
         self.base, self.count, self.seed, self.device = base, count, seed, torch.device(device)
         self.shape = (count, spec.n_action_steps, spec.action.dim)
         self._rows = np.zeros((0, *self.shape), np.float32)

@@ -60,9 +60,9 @@ class Reference:
             keep = torch.rand(cached.shape[:2], generator=self.g).argsort(1, descending=True)[:, :k]
             return torch.stack([cached[i, keep[i]] for i in range(b)])
         noise = self.randn(b, *((k,) if k > 1 else ()), *spec.noise_shape).reshape(b, k, *spec.noise_shape)
-        return torch.stack([torch.cat([self.base.sample(c[i : i + 1], noise[i, j][None]) for j in range(k)]) for i in range(b)])[
-            :, :, : self.n
-        ]
+        return torch.stack(
+            [torch.cat([self.base.sample(c[i : i + 1], noise[i, j][None]) for j in range(k)]) for i in range(b)]
+        )[:, :, : self.n]
 
     def choose(self, c: Tensor, rows: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
         """The selection rule: every candidate scored by the target network alone."""

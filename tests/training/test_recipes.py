@@ -53,8 +53,8 @@ def shrunk(name: str, prepared: Path, run_dir: Path, extra: dict[str, Any] | Non
     small = {
         "offline_updates": min(s.offline_updates, 3), "return_updates": min(s.return_updates, 2),
         "warmup_updates": min(s.warmup_updates, 2), "warmup_steps": min(s.warmup_steps, 40), "updates_per_step": 0.1,
-        "env_steps": 150, "round_episodes": 2, "batch_size": 8, "candidate_every": 60, "evaluate_every": 100,
-        "checkpoint_every_s": 0.0,
+        "env_steps": 100, "round_episodes": 2, "batch_size": 8, "candidate_every": 60, "evaluate_every": 100,
+        "checkpoint_every_s": 1000.0,
     }  # fmt: skip
     change: dict[str, Any] = {"schedule": small, "run_dir": str(run_dir), "base": {"path": str(prepared / "base")}}
     change["demos"] = {"source": "store", "path": str(prepared / "demos"), "prefill": full.demos.prefill}
@@ -86,27 +86,42 @@ class StopOnce:
         monkeypatch.setattr(InterruptFlag, "__call__", asked)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_recipe_runs_and_resumes(name: str, prepared: Path, tmp_path: Path) -> None:
+def run_recipe(name: str, prepared: Path, run_dir: Path, stop_at: int = 0) -> dict[str, Any]:
+    """Play the recipe to its end; with ``stop_at`` it is interrupted once, by then, and resumed."""
     extra: dict[str, Any] = {}
     if name == "respect":
-        posttrain.run(shrunk("policy_decorator", prepared, tmp_path / "earlier"))
-        extra = {"learner": {"critic_init": str(tmp_path / "earlier")}}
-    config = shrunk(name, prepared, tmp_path / "straight", extra)
-    result = posttrain.run(config)
-    assert result["env_steps"] >= 150
+        earlier = run_dir.parent / "earlier"
+        if not earlier.exists():
+            posttrain.run(shrunk("policy_decorator", prepared, earlier))
+        extra = {"learner": {"critic_init": str(earlier)}}
+    if stop_at:
+        with pytest.MonkeyPatch.context() as patch:
+            StopOnce(patch, stop_at)
+            with pytest.raises(Interrupted):
+                posttrain.run(shrunk(name, prepared, run_dir, extra))
+        assert not (run_dir / "result.json").exists()
+    return posttrain.run(shrunk(name, prepared, run_dir, extra))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_runs_checkpoints_and_resumes(name: str, prepared: Path, tmp_path: Path) -> None:
+    result = run_recipe(name, prepared, tmp_path / "run", 130)
+    assert result["env_steps"] >= 100
     assert result["updates"] > 0
-    gate = [json.loads(line) for line in (tmp_path / "straight" / "gate.jsonl").read_text().splitlines()]
+    gate = [json.loads(line) for line in (tmp_path / "run" / "gate.jsonl").read_text().splitlines()]
     assert {line["event"] for line in gate} & {"promoted", "rejected"}
-    with pytest.MonkeyPatch.context() as patch:
-        StopOnce(patch, 160)
-        with pytest.raises(Interrupted):
-            posttrain.run(shrunk(name, prepared, tmp_path / "resumed", extra))
-    assert not (tmp_path / "resumed" / "result.json").exists()
-    posttrain.run(shrunk(name, prepared, tmp_path / "resumed", extra))
-    same_run(tmp_path / "straight", tmp_path / "resumed")
     same = posttrain.load_policy(prepared / "base").spec.base_hash
     assert result["base_hash"] == same, "the frozen base is still the frozen base"
+
+
+QUICK = ("edit", "q_sharp", "cal_ql", "awr")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+def test_row_11_a_resumed_recipe_is_one_that_was_never_interrupted(name: str, prepared: Path, tmp_path: Path) -> None:
+    run_recipe(name, prepared, tmp_path / "straight")
+    run_recipe(name, prepared, tmp_path / "resumed", 130)
+    same_run(tmp_path / "straight", tmp_path / "resumed")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -166,6 +181,6 @@ def test_wsrl_keeps_nothing_and_plays_its_warm_up_with_the_offline_policy(prepar
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner_core.LearnerCore, "train", spy)
         posttrain.run(shrunk("wsrl", prepared, tmp_path / "run"))
-    assert [d["online"] if "online" in d else 0.0 for d in drawn[:2]] == [0.0, 0.0]  # the offline phase, in two blocks
+    assert [d.get("online", 0.0) for d in drawn[:2]] == [0.0, 0.0]  # the offline phase, in two blocks
     assert all(d == {"online": 1.0, "demonstration": 0.0} for d in drawn[2:])
     assert len(drawn) > 3
