@@ -126,7 +126,7 @@ def score(critic: Scorer, conditioning: Tensor, candidates: Tensor, config: Sele
 def base_candidates(base: BasePolicy, conditioning: Tensor, noise: Tensor | None, count: int) -> Tensor:
     """(B, C) and prior noise (B, K, H_w, A_w), or (B, H_w, A_w) for K = 1, to the base's chunks (B, K, H, A)."""
     if noise is None or count == 1:
-        return base.sample(conditioning, noise).unsqueeze(1)  # type: ignore[arg-type]
+        return base.sample(conditioning, noise).unsqueeze(1)
     repeated = conditioning.repeat_interleave(count, dim=0)
     return base.sample(repeated, noise.flatten(0, 1)).unflatten(0, (len(conditioning), count))
 
@@ -157,7 +157,7 @@ class BestOfNHead(Head):
 
     def select(self, conditioning: Tensor, base_rows: Tensor, exploration: Tensor | None) -> Selection:
         """Choose among base rows (B, K, n, A); ``exploration`` (B, exploration_dim) standard normals, None for ``eval``."""
-        q = score(self.critic, conditioning, base_rows, self.config)  # type: ignore[arg-type]
+        q = score(self.critic, conditioning, base_rows, self.config)
         index = pick(q, self.config, exploration)
         return Selection(index, base_rows[torch.arange(len(q), device=q.device), index], q, base_rows)
 

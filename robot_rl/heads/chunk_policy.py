@@ -52,6 +52,6 @@ class ChunkPolicyHead(Head):
         elif exploration is None:
             raise ValueError("explore mode needs exploration draws (B, exploration_dim)")
         x = mean + log_std.exp() * exploration
-        chunk_base = base.sample(conditioning, noise)  # type: ignore[arg-type]
+        chunk_base = base.sample(conditioning, noise)
         chunk = torch.cat([self.to_rows(torch.tanh(x)), chunk_base[:, self.rows :]], dim=1)
         return Proposal(chunk=chunk, chunk_base=chunk_base, noise=noise, log_prob=squashed_log_prob(exploration, log_std, x))

@@ -76,7 +76,7 @@ class EditHead(CorrectionHead):
         x = mean + log_std.exp() * draws
         edited = self.combine(rows, torch.tanh(x)).unflatten(0, (b, e))
         candidates = torch.cat([base_rows, edited], dim=1)
-        q = score(self.critic, conditioning, candidates, self.config)  # type: ignore[arg-type]
+        q = score(self.critic, conditioning, candidates, self.config)
         index = pick(q, self.config, lots)
         chosen = candidates[torch.arange(b, device=q.device), index]
         return Selection(index, chosen, q, candidates), squashed_log_prob(draws, log_std, x).unflatten(0, (b, e))

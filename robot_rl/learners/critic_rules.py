@@ -119,13 +119,13 @@ def _actions(objective: Any, batch: Batch, n: int, generator: torch.Generator) -
     """(B, 3n, D) uniform, policy at s, policy at s'; their log densities (B, 3n) or None; which are the policy's (3n,)."""
     b, dim = len(batch.reward), batch.action.flatten(1).shape[1]
     kind = {"device": batch.action.device, "dtype": batch.action.dtype}
-    uniform = torch.rand(b, n, dim, generator=generator, **kind) * 2 - 1  # type: ignore[call-overload]
+    uniform = torch.rand(b, n, dim, generator=generator, **kind) * 2 - 1
     here, p_here = _policy_samples(objective, batch, batch.conditioning, n)
     there, p_there = _policy_samples(objective, batch, batch.next_conditioning, n)
     samples = torch.cat([uniform, here, there], dim=1)
     density = None
     if p_here is not None and p_there is not None:
-        even = torch.full((b, n), -dim * math.log(2.0), **kind)  # type: ignore[call-overload]
+        even = torch.full((b, n), -dim * math.log(2.0), **kind)
         density = torch.cat([even, p_here, p_there], dim=1)
     return samples, density, torch.arange(3 * n, device=batch.action.device) >= n
 

@@ -48,6 +48,6 @@ def resolved(config: OffPolicyConfig, head: Head) -> OffPolicyConfig:
     """The configuration with the target entropy worked out for this head's actor."""
     if config.target_entropy_per_dim == 0.0:
         return config
-    width = head.actor.action_dim  # type: ignore[union-attr]
+    width = head.actor.action_dim
     total = config.target_entropy + config.target_entropy_per_dim * width
     return replace(config, target_entropy=total, target_entropy_per_dim=0.0)

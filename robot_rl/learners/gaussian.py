@@ -59,7 +59,7 @@ class GaussianChunk:
 
     def base_rows(self, conditioning: Tensor) -> Tensor:
         """(B, n, A) one fresh sample of the base."""
-        return self.base.sample(conditioning, self.prior(len(conditioning)))[:, : self.rows]  # type: ignore[arg-type]
+        return self.base.sample(conditioning, self.prior(len(conditioning)))[:, : self.rows]
 
     def joined(self, conditioning: Tensor, rows: Tensor) -> Tensor:
         return torch.cat([conditioning, rows.flatten(1)], dim=-1)

@@ -139,6 +139,14 @@ class CompactPolicy(nn.Module):
     def _denoise(self, conditioning: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def chain_inputs(self, conditioning: Tensor) -> tuple[Tensor, Tensor]:
+        """What every :meth:`chain_step` needs: the conditioning's embedding (B, width), and the times' (num_steps, width)."""
+        raise NotImplementedError
+
+    def chain_step(self, i: int, x: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        """Sampling step ``i`` (0 is the noisiest) from x (B, H*A) to the next; all of them, then a clamp, are :meth:`sample`."""
+        raise NotImplementedError
+
     def denoising_loss(self, conditioning: Tensor, chunk: Tensor, generator: torch.Generator) -> Tensor:
         """Per-element loss (B, H, A) of the behaviour-cloning objective on normalised chunks."""
         raise NotImplementedError

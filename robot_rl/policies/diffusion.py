@@ -62,6 +62,14 @@ class DiffusionPolicy(CompactPolicy):
         # Where num_steps does not divide train_steps, rounding can end the schedule a hair before the clean chunk.
         return x.clamp(-1.0, 1.0)
 
+    def chain_inputs(self, conditioning: Tensor) -> tuple[Tensor, Tensor]:
+        return self.denoiser.condition(conditioning), self.denoiser.time(self._times)
+
+    def chain_step(self, i: int, x: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        root, sigma, c, d = self._coefficients[i]
+        clean = (root * x - sigma * self.denoiser(x, condition, times[i : i + 1])).clamp(-1.0, 1.0)
+        return clean if d == 0.0 else c * clean + (d / sigma) * (x - root * clean)
+
     def denoising_loss(self, conditioning: Tensor, chunk: Tensor, generator: torch.Generator) -> Tensor:
         x0 = chunk.flatten(1)
         k = torch.randint(0, self.config.train_steps, (len(x0),), generator=generator, device=x0.device)

@@ -22,6 +22,14 @@ class FlowPolicy(CompactPolicy):
             x = x + self.denoiser(x, condition, times[i : i + 1]) / steps
         return x.clamp(-1.0, 1.0)
 
+    def chain_inputs(self, conditioning: Tensor) -> tuple[Tensor, Tensor]:
+        steps = self.config.num_steps
+        times = torch.arange(steps, device=conditioning.device, dtype=conditioning.dtype) / steps
+        return self.denoiser.condition(conditioning), self.denoiser.time(times)
+
+    def chain_step(self, i: int, x: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        return x + self.denoiser(x, condition, times[i : i + 1]) / self.config.num_steps
+
     def denoising_loss(self, conditioning: Tensor, chunk: Tensor, generator: torch.Generator) -> Tensor:
         x1 = chunk.flatten(1)
         x0 = torch.randn(x1.shape, generator=generator, device=x1.device)

@@ -35,6 +35,20 @@ class DecisionRequest:
     step: int
 
 
+def drawn(
+    base: BasePolicy, width: int, key: Sequence[int | str], index: int
+) -> tuple[np.ndarray | None, float, np.ndarray | None]:
+    """What decision ``index`` of the episode ``key`` draws: prior noise, the mixture's coin, ``width`` normals to explore with.
+
+    It depends on nothing else, so a learner that knows the key has the draws without their being stored.
+    """
+    g = seeding.rng("decision", *key, index)
+    shape = base.spec.noise_shape
+    noise = None if shape is None else g.standard_normal(shape, np.float32)
+    coin = g.random()
+    return noise, coin, g.standard_normal(width, np.float32) if width else None
+
+
 @dataclass(frozen=True)
 class ActingPolicy:
     """What acts in an episode: the base alone, or one version of a head in one mode.
@@ -121,10 +135,10 @@ class ActingPolicy:
         shape, head = self.base.spec.noise_shape, self.head if self.mode in ("explore", "eval") else None
         exploring = self.mode == "explore" and head is not None
         width = head.exploration_dim if exploring and head is not None else 0
-        generators = [seeding.rng("decision", *r.key, r.index) for r in requests]
-        noise = None if shape is None else np.stack([g.standard_normal(shape, np.float32) for g in generators])
-        coins = np.array([g.random() for g in generators])
-        exploration = np.stack([g.standard_normal(width, np.float32) for g in generators]) if width else None
+        draws = [drawn(self.base, width, r.key, r.index) for r in requests]
+        noise = None if shape is None else np.stack([d[0] for d in draws])  # type: ignore[misc]
+        coins = np.array([d[1] for d in draws])
+        exploration = np.stack([d[2] for d in draws]) if width else None  # type: ignore[misc]
         more, extra = None, 0 if head is None or shape is None else head.prior_draws - 1
         if extra:  # of a stream of their own: explore and eval meet the same candidates
             streams = [seeding.rng("candidates", *r.key, r.index) for r in requests]

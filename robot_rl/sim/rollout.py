@@ -143,7 +143,7 @@ class Rollout:
         return EpisodeMeta(
             plan.episode_id, task=self.spec.instruction, env_id=self.spec.env_id, seed=plan.seed, stratum=Stratum.ONLINE,
             weights_version=policy.version, base_hash=policy.base.spec.base_hash, stats_hash=policy.base.spec.stats_hash,
-            control_hz=self.spec.control_hz, extra={"mode": policy.mode, "base_share": policy.base_share},
+            control_hz=self.spec.control_hz, extra={"mode": policy.mode, "base_share": policy.base_share, "key": list(plan.key)},
         )  # fmt: skip
 
     def _seen(self, observation: Observation, policy: ActingPolicy) -> Observation:

@@ -226,7 +226,7 @@ class ActingSession(ABC):
         policy = self._explorer()
         first = c.round * schedule.round_episodes
         numbers = range(first, first + schedule.round_episodes)
-        seeds = [seeding.key("training", self.config.seed, n) % seeding.TRAINING.last for n in numbers]
+        seeds = [seeding.key("training", self.config.seed, n // schedule.group_size) % seeding.TRAINING.last for n in numbers]
         ids = [f"r{c.round:06d}e{i:03d}" for i in range(schedule.round_episodes)]
         self._make_room(ids)
         plans = [

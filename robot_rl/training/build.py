@@ -9,6 +9,7 @@ import torch
 from robot_rl import seeding
 from robot_rl.heads.base import Head
 from robot_rl.heads.best_of_n import BestOfNHead
+from robot_rl.heads.chain import ChainHead
 from robot_rl.heads.chunk_policy import ChunkPolicyHead
 from robot_rl.heads.edit import EditHead
 from robot_rl.heads.fine_tuned import FineTunedHead
@@ -17,6 +18,7 @@ from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
 from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.off_policy import OffPolicyLearner
+from robot_rl.learners.on_policy import OnPolicyConfig, OnPolicyLearner
 from robot_rl.learners.updates import make_critic
 from robot_rl.learners.weighted_bc import WeightedBCConfig, WeightedBCLearner
 from robot_rl.policies.base import BasePolicy
@@ -38,13 +40,15 @@ def build_head(base: BasePolicy, config: PostTrainConfig) -> Head:
         return ChunkPolicyHead(base, head.chunk_policy, generator=generator)
     if head.kind == "fine_tuned":
         return FineTunedHead(base)
+    if head.kind == "chain":
+        return ChainHead(base, head.chain)
     critic = _chunk_critic(base, config)
     if head.kind == "edit":
         return EditHead(base, head.edit, critic, generator=generator)
     return BestOfNHead(base, head.best_of_n, critic)
 
 
-Learner = OffPolicyLearner | WeightedBCLearner
+Learner = OffPolicyLearner | WeightedBCLearner | OnPolicyLearner
 
 
 def build_learner(base: BasePolicy, config: PostTrainConfig, device: str) -> Learner:
@@ -56,6 +60,8 @@ def build_learner(base: BasePolicy, config: PostTrainConfig, device: str) -> Lea
     head = build_head(base, config)
     if isinstance(config.learner, WeightedBCConfig):
         return WeightedBCLearner(base, head, config.learner, device)
+    if isinstance(config.learner, OnPolicyConfig):
+        return OnPolicyLearner(base, head, config.learner, device)
     learner = OffPolicyLearner(base, head, config.learner, device)
     if config.learner.critic_init is not None:
         learner.warm_start(saved_critic(config.learner.critic_init))
@@ -69,7 +75,9 @@ def saved_critic(run: Path) -> dict[str, torch.Tensor]:
         tensors = load_checkpoint(path)[0] if path is not None else {}
         if "critic" in tensors.get("learner", {}):
             return tensors["learner"]["critic"]["network"]
-    raise ValueError(f"learner.critic_init={str(run)!r}: no checkpoint with a critic; accepted is the folder of an off-policy run")
+    raise ValueError(
+        f"learner.critic_init={str(run)!r}: no checkpoint with a critic; accepted is the folder of an off-policy run"
+    )
 
 
 def _chunk_critic(base: BasePolicy, config: PostTrainConfig) -> CriticEnsemble:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robot_rl.heads.best_of_n import SelectionConfig
+from robot_rl.heads.chain import ChainConfig
 from robot_rl.heads.chunk_policy import ChunkPolicyConfig
 from robot_rl.heads.correction import CorrectionConfig
 from robot_rl.heads.edit import EditConfig
 from robot_rl.heads.latent_noise import LatentNoiseConfig
 from robot_rl.heads.residual import ResidualConfig
 from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.on_policy import OnPolicyConfig
 from robot_rl.learners.weighted_bc import WeightedBCConfig
 from robot_rl.policies.behaviour_cloning import BCConfig
 from robot_rl.runtime.gate import GateConfig
@@ -92,15 +94,16 @@ class BaseConfig:
 class HeadConfig:
     """Which head, and its shape; only the chosen kind's part is read."""
 
-    kind: Literal["latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "fine_tuned"] = (
-        "latent_noise"
-    )
+    kind: Literal[
+        "latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "fine_tuned", "chain"
+    ] = "latent_noise"
     latent_noise: LatentNoiseConfig = field(default_factory=LatentNoiseConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
     gaussian_residual: CorrectionConfig = field(default_factory=CorrectionConfig)
     edit: EditConfig = field(default_factory=EditConfig)
     best_of_n: SelectionConfig = field(default_factory=SelectionConfig)
     chunk_policy: ChunkPolicyConfig = field(default_factory=ChunkPolicyConfig)
+    chain: ChainConfig = field(default_factory=ChainConfig)
 
     @property
     def selection(self) -> SelectionConfig | None:
@@ -109,8 +112,8 @@ class HeadConfig:
 
 
 ALGORITHMS = {
-    "latent_noise": ("dsrl_na", "dsrl_sac"), "residual": ("residual",), "gaussian_residual": ("residual_sac",),
-    "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "fine_tuned": ("weighted_bc",),
+    "latent_noise": ("dsrl_na", "dsrl_sac", "on_policy"), "residual": ("residual",), "gaussian_residual": ("residual_sac",),
+    "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "fine_tuned": ("weighted_bc",), "chain": ("on_policy",),
 }  # fmt: skip
 """What can train which kind of head."""
 
@@ -156,6 +159,7 @@ class ScheduleConfig:
     Attributes:
         env_steps: training steps after which the run ends whatever it has reached.
         round_episodes: episodes played between two blocks of updates.
+        group_size: episodes that share one start state (RLOO compares them); divides ``round_episodes``.
         offline_updates: updates on demonstrations before the first episode, with ``learner.offline_critic``.
         warmup_steps: environment steps that are played before the first online update.
         warmup_acting: who plays them: ``base``, or ``head`` as the offline phase left it (WSRL).
@@ -177,6 +181,7 @@ class ScheduleConfig:
 
     env_steps: int = field(default=100_000, metadata={"hash": False})
     round_episodes: int = 16
+    group_size: int = 1
     offline_updates: int = 0
     warmup_steps: int = 5_000
     warmup_acting: Literal["base", "head"] = "base"
@@ -199,6 +204,10 @@ class ScheduleConfig:
         _at_least(self, 1, "env_steps", "round_episodes", "batch_size", "replay_capacity", "candidate_every", "evaluate_every")
         _at_least(self, 0, "warmup_steps", "return_updates", "warmup_updates", "updates_per_step", "checkpoint_every_s")
         _at_least(self, 0, "offline_updates", "warmup_perturbation")
+        if self.group_size < 1 or self.round_episodes % self.group_size:
+            raise ValueError(
+                f"group_size={self.group_size} with round_episodes={self.round_episodes}: accepted are its divisors"
+            )
         _share(self, "demo_ratio", "demo_ratio_end")
         if not self.candidate_modes:
             raise ValueError("candidate_modes=[]: accepted is at least one of explore, eval")
@@ -304,7 +313,7 @@ class PostTrainConfig:
     demos: DemosConfig = field(default_factory=DemosConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    learner: OffPolicyConfig | WeightedBCConfig = field(default_factory=OffPolicyConfig)
+    learner: OffPolicyConfig | WeightedBCConfig | OnPolicyConfig = field(default_factory=OffPolicyConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     learner_process: LearnerProcessConfig = field(default_factory=LearnerProcessConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
@@ -319,6 +328,8 @@ class PostTrainConfig:
             raise ValueError(
                 f"learner.algorithm={self.learner.algorithm!r} with head.kind={self.head.kind!r}: accepted is {' or '.join(accepted)}"
             )
+        if isinstance(self.learner, OnPolicyConfig):
+            self._check_on_policy(self.learner)
         selection, cached = self.head.selection, getattr(self.learner, "base_samples", 0)
         if selection is not None and 0 < cached < selection.candidates:
             raise ValueError(
@@ -330,6 +341,26 @@ class PostTrainConfig:
             raise ValueError(
                 "demos.prefill=true with learner.algorithm='dsrl_sac': demonstrations have no noise; accepted is false"
             )
+
+    def _check_on_policy(self, learner: OnPolicyConfig) -> None:
+        """What makes episodes something else than this policy's own, or leaves the learner without them."""
+        s, m = self.schedule, self.mixture
+        if s.learner == "process":
+            raise ValueError(
+                "schedule.learner='process' with an on-policy learner, whose data must be its own: accepted is inline"
+            )
+        if m.start > 0 or m.end > 0 or m.handover != "off":
+            raise ValueError(
+                f"mixture.start={m.start}, mixture.end={m.end}, mixture.handover={m.handover!r} with an on-policy learner: decisions of "
+                "the base are not its own; accepted are 0, 0, off"
+            )
+        if s.warmup_steps or s.offline_updates:
+            raise ValueError(
+                f"schedule.warmup_steps={s.warmup_steps}, schedule.offline_updates={s.offline_updates} with an on-policy learner: "
+                "accepted is 0 (its value function warms up by learner.critic_warmup_rounds)"
+            )
+        if learner.advantage == "rloo" and s.group_size < 2:
+            raise ValueError(f"schedule.group_size={s.group_size} with learner.advantage='rloo': accepted are 2 or more")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from robot_rl import seeding
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
 from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.objectives import Metrics
+from robot_rl.learners.on_policy import OnPolicyLearner
 from robot_rl.learners.row_class import FACTS
 from robot_rl.learners.weighted_bc import WeightedBCConfig
 from robot_rl.policies.base import BasePolicy
@@ -27,6 +28,7 @@ from robot_rl.training.base_samples import BaseSamples
 from robot_rl.training.build import build_learner
 from robot_rl.training.config import MixtureConfig, PostTrainConfig
 from robot_rl.training.ingest import ingest
+from robot_rl.training.rounds import round_data
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.scalars import ScalarLog
 from robot_rl.types import Episode, FeatureSpec, Source, Stratum
@@ -102,6 +104,7 @@ class LearnerCore:
         self.buffer = make_buffer(config, base)
         cached = config.learner.base_samples if isinstance(config.learner, OffPolicyConfig) else 0
         self.base_samples = BaseSamples(base, cached, config.seed, device) if cached else None
+        self.round: list[Episode] = []  # of an on-policy learner, until it has learned from them
         self._metrics: dict[str, list[torch.Tensor]] = {}
         self._helped = False
         if config.demos.prefill:
@@ -110,8 +113,21 @@ class LearnerCore:
 
     # ---- data
 
+    @property
+    def on_policy(self) -> bool:
+        """Whether only the newest round's episodes are learned from."""
+        return isinstance(self.learner, OnPolicyLearner)
+
+    def held(self) -> list[str]:
+        """Ids of the episodes that are to be learned from (again), oldest first."""
+        return [e.meta.episode_id for e in self.round] if self.on_policy else self.buffer.episode_ids()
+
     def ingest(self, episode: Episode, stratum: Stratum | None = None) -> None:
         """Add an episode to the buffer. Raises ValueError when it does not belong to this base or is in there already."""
+        if self.on_policy:
+            if stratum is not Stratum.DEMONSTRATION:
+                self.round.append(episode)
+            return
         failure = self.config.learner.failure_reward
         new = ingest(self.buffer, episode, self.base, stratum=stratum, device=self.device, failure_reward=failure)
         if self.base_samples is not None:
@@ -141,10 +157,22 @@ class LearnerCore:
     def learn_offline(self, updates: int, on_update: OnUpdate | None = None) -> None:
         """Part of the offline phase: recorded data only."""
         actor = isinstance(self.config.learner, OffPolicyConfig) and self.config.learner.offline_actor
-        recorded = {Stratum.DEMONSTRATION: 1.0, Stratum.PRIOR: 1.0}
-        present = {s: float(self.buffer.starts().get(s, 0)) for s in recorded}
+        starts = self.buffer.starts()
+        present: dict[Stratum | str, float] = {s: float(starts.get(s, 0)) for s in (Stratum.DEMONSTRATION, Stratum.PRIOR)}
         self.train(updates, lambda batch: self.learner.update(batch, train_actor=actor, offline=True), on_update, present)
         self.counters.offline_done += updates
+
+    def learn_round(self) -> None:
+        """Learn from the round that was just played, and forget it."""
+        assert isinstance(self.learner, OnPolicyLearner)
+        rounds = [round_data(e, self.base, self.learner, self.device) for e in self.round]
+        metrics = self.learner.learn(rounds, self.config.schedule.batch_size)
+        self.learner.check_finite()
+        for name, value in metrics.items():
+            self._metrics.setdefault(name, []).append(value)
+        self.log_metrics()
+        self.round.clear()
+        self.counters.updates_owed = 0.0
 
     @property
     def warm(self) -> bool:
@@ -186,6 +214,7 @@ class LearnerCore:
         """
         schedule, every = self.config.schedule, self.config.logging.every_updates
         ratios = ratios or self._ratios()
+        assert not isinstance(self.learner, OnPolicyLearner)
         for _ in range(updates):
             metrics = update(self.learner.sample(self.buffer, self.rng, schedule.batch_size, ratios, self.base_samples))
             for name, value in metrics.items():

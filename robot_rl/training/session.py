@@ -82,6 +82,8 @@ class Session(ActingSession):
     def _prepare(self) -> None:
         """The offline phase, in blocks between which it may be interrupted."""
         c, total = self.counters, self.config.schedule.offline_updates
+        if self.core.on_policy:  # its own policy plays from the first episode on
+            c.actor_started_at = max(c.actor_started_at, 0)
         if not self.core.offline_left:
             return
         self.progress.start("offline learning", total)
@@ -119,7 +121,9 @@ class Session(ActingSession):
     def _learn(self) -> None:
         """Critic warm-up once, then as many updates as the collected steps are worth."""
         c, schedule = self.counters, self.config.schedule
-        if self.core.warm_up_due:
+        if self.core.on_policy:
+            self.core.learn_round()
+        elif self.core.warm_up_due:
             self.progress.log(
                 f"critic warm-up on {len(self.buffer)} steps: {schedule.return_updates} updates on returns, "
                 f"{schedule.warmup_updates} by temporal difference"
@@ -140,7 +144,7 @@ class Session(ActingSession):
             **self.core.state(),
             "counters": dict(vars(self.counters)),
             "gate": self.gate.state_dict(),
-            "episodes": [i for i in self.buffer.episode_ids() if i in self.store],
+            "episodes": [i for i in self.core.held() if i in self.store],
             "recorded": self.store.episode_ids(),  # also what the buffer had no room for any more
             "curve": [[version, mode, *counts] for (version, mode), counts in self._curve.items()],
             "logs": self.folder.log_sizes(),

@@ -61,7 +61,14 @@ def shrunk(name: str, prepared: Path, run_dir: Path, extra: dict[str, Any] | Non
     change["head"] = {k: {"hidden": [8]} for k in ("latent_noise", "residual", "gaussian_residual", "edit", "chunk_policy")}
     if full.mixture.handover == "curriculum":
         change["mixture"] = {"handover_window": 2, "handover_decisions": 2}
-    if full.learner.algorithm == "weighted_bc":
+    if full.learner.algorithm == "on_policy":
+        small |= {"round_episodes": 4, "group_size": min(s.group_size, 2)}
+        change["learner"] = {
+            "value_hidden": [8],
+            "epochs": 2,
+            "critic_warmup_rounds": min(full.learner.critic_warmup_rounds, 1),
+        }
+    elif full.learner.algorithm == "weighted_bc":
         change["learner"] = {"value_hidden": [8], "iw_draws": 2}
     else:
         change["learner"] = {"hidden": [8], "actor_every": min(full.learner.actor_every, 3)}
@@ -107,7 +114,8 @@ def run_recipe(name: str, prepared: Path, run_dir: Path, stop_at: int = 0) -> di
 def test_recipe_runs_checkpoints_and_resumes(name: str, prepared: Path, tmp_path: Path) -> None:
     result = run_recipe(name, prepared, tmp_path / "run", 130)
     assert result["env_steps"] >= 100
-    assert result["updates"] > 0
+    # Nobody succeeds here, so leave-one-out groups all end alike and teach nothing.
+    assert (result["updates"] > 0) == (name != "ript")
     gate = [json.loads(line) for line in (tmp_path / "run" / "gate.jsonl").read_text().splitlines()]
     assert {line["event"] for line in gate} & {"promoted", "rejected"}
     same = posttrain.load_policy(prepared / "base").spec.base_hash
