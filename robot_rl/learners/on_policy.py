@@ -211,7 +211,7 @@ class OnPolicyLearner:
         if c.advantage == "rloo":
             found = rloo([e.success for e in episodes], [e.group for e in episodes])
             kept = [i for i, a in enumerate(found) if a is not None]
-            parts = [torch.full_like(episodes[i].reward, found[i]) for i in kept]  # type: ignore[arg-type]
+            parts = [torch.full_like(episodes[i].reward, found[i]) for i in kept]
             return kept, torch.cat(parts) if parts else torch.zeros(0, device=self.device), None
         assert self.value is not None
         advantage, target = [], []

@@ -167,6 +167,8 @@ class ScheduleConfig:
             while it plays them (ResFiT).
         return_updates: critic regressions on Monte-Carlo returns that start the warm-up.
         warmup_updates: critic updates by temporal difference (the target follows the base) before the first actor update.
+        warmup_gate: rank correlation between critic and return that held-out warm-up episodes (one in five) must show before the
+            actor moves; the warm-up goes on by temporal difference until they do, at most ``warmup_gate_limit`` updates. 0: off.
         updates_per_step: gradient updates an environment step.
         batch_size: windows an update.
         demo_ratio, demo_ratio_end, demo_ratio_steps: share of demonstrations in every batch, falling linearly.
@@ -188,6 +190,8 @@ class ScheduleConfig:
     warmup_perturbation: float = 0.0
     return_updates: int = 1_000
     warmup_updates: int = 1_000
+    warmup_gate: float = 0.0
+    warmup_gate_limit: int = 10_000
     updates_per_step: float = 0.5
     batch_size: int = 256
     demo_ratio: float = 0.25
@@ -208,7 +212,7 @@ class ScheduleConfig:
             raise ValueError(
                 f"group_size={self.group_size} with round_episodes={self.round_episodes}: accepted are its divisors"
             )
-        _share(self, "demo_ratio", "demo_ratio_end")
+        _share(self, "demo_ratio", "demo_ratio_end", "warmup_gate")
         if not self.candidate_modes:
             raise ValueError("candidate_modes=[]: accepted is at least one of explore, eval")
 

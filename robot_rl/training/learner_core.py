@@ -17,6 +17,7 @@ from robot_rl import seeding
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
 from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.objectives import Metrics
+from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.learners.on_policy import OnPolicyLearner
 from robot_rl.learners.row_class import FACTS
 from robot_rl.learners.weighted_bc import WeightedBCConfig
@@ -27,12 +28,14 @@ from robot_rl.runtime.weights import Manifest, WeightChannel
 from robot_rl.training.base_samples import BaseSamples
 from robot_rl.training.build import build_learner
 from robot_rl.training.config import MixtureConfig, PostTrainConfig
+from robot_rl.training.hold_out import HoldOut
 from robot_rl.training.ingest import ingest
 from robot_rl.training.rounds import round_data
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.scalars import ScalarLog
 from robot_rl.types import Episode, FeatureSpec, Source, Stratum
 
+GATE_BLOCK = 500  # updates between two looks at the warm-up gate
 OnUpdate = Callable[[], None]
 
 
@@ -105,6 +108,8 @@ class LearnerCore:
         cached = config.learner.base_samples if isinstance(config.learner, OffPolicyConfig) else 0
         self.base_samples = BaseSamples(base, cached, config.seed, device) if cached else None
         self.round: list[Episode] = []  # of an on-policy learner, until it has learned from them
+        gated = config.schedule.warmup_gate > 0 and isinstance(config.learner, OffPolicyConfig)
+        self.hold_out: HoldOut | None = HoldOut(lambda: make_buffer(config, base)) if gated else None
         self._metrics: dict[str, list[torch.Tensor]] = {}
         self._helped = False
         if config.demos.prefill:
@@ -120,10 +125,18 @@ class LearnerCore:
 
     def held(self) -> list[str]:
         """Ids of the episodes that are to be learned from (again), oldest first."""
-        return [e.meta.episode_id for e in self.round] if self.on_policy else self.buffer.episode_ids()
+        waiting = [] if self.hold_out is None else [e.meta.episode_id for e in self.hold_out.episodes]
+        return [e.meta.episode_id for e in self.round] if self.on_policy else self.buffer.episode_ids() + waiting
 
     def ingest(self, episode: Episode, stratum: Stratum | None = None) -> None:
         """Add an episode to the buffer. Raises ValueError when it does not belong to this base or is in there already."""
+        if (
+            self.hold_out is not None
+            and not self.warm
+            and stratum is not Stratum.DEMONSTRATION
+            and self.hold_out.takes(episode)
+        ):
+            return
         if self.on_policy:
             if stratum is not Stratum.DEMONSTRATION:
                 self.round.append(episode)
@@ -190,8 +203,30 @@ class LearnerCore:
         if schedule.return_updates:
             self.learner.finish_pretraining()
         self.train(schedule.warmup_updates, lambda batch: self.learner.update(batch, train_actor=False), on_update)
+        if self.hold_out is not None:
+            self._pass_gate(self.hold_out, on_update)
         self.counters.actor_started_at = self.counters.env_steps
         self.counters.updates_owed = 0.0
+
+    def _pass_gate(self, hold_out: HoldOut, on_update: OnUpdate | None) -> None:
+        """More warm-up until the critic ranks held-out episodes well enough; then they join the others."""
+        assert isinstance(self.learner, OffPolicyLearner)
+        schedule, spent = self.config.schedule, 0
+
+        def take(buffer: ReplayBuffer, episode: Episode) -> None:
+            ingest(buffer, episode, self.base, device=self.device, failure_reward=self.config.learner.failure_reward)
+
+        while True:
+            found = hold_out.correlation(self.learner, take)
+            self._metrics.setdefault("warmup/rank_correlation", []).append(torch.tensor(found))
+            if found >= schedule.warmup_gate or spent >= schedule.warmup_gate_limit:
+                break
+            block = min(GATE_BLOCK, schedule.warmup_gate_limit - spent)
+            self.train(block, lambda batch: self.learner.update(batch, train_actor=False), on_update)
+            spent += block
+        self.hold_out = None
+        for episode in hold_out.episodes:
+            self.ingest(episode)
 
     def spend(self, limit: int | None = None, on_update: OnUpdate | None = None) -> int:
         """Do the updates that are owed, at most ``limit`` of them; gives how many."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from run_kit import merged, same_run, tiny
 
@@ -52,7 +53,7 @@ def shrunk(name: str, prepared: Path, run_dir: Path, extra: dict[str, Any] | Non
     s = full.schedule
     small = {
         "offline_updates": min(s.offline_updates, 3), "return_updates": min(s.return_updates, 2),
-        "warmup_updates": min(s.warmup_updates, 2), "warmup_steps": min(s.warmup_steps, 40), "updates_per_step": 0.1,
+        "warmup_updates": min(s.warmup_updates, 2), "warmup_gate_limit": 3, "warmup_steps": min(s.warmup_steps, 40), "updates_per_step": 0.1,
         "env_steps": 100, "round_episodes": 2, "batch_size": 8, "candidate_every": 60, "evaluate_every": 100,
         "checkpoint_every_s": 1000.0,
     }  # fmt: skip
@@ -192,3 +193,34 @@ def test_wsrl_keeps_nothing_and_plays_its_warm_up_with_the_offline_policy(prepar
     assert [d.get("online", 0.0) for d in drawn[:2]] == [0.0, 0.0]  # the offline phase, in two blocks
     assert all(d == {"online": 1.0, "demonstration": 0.0} for d in drawn[2:])
     assert len(drawn) > 3
+
+
+def test_a_learner_process_does_the_offline_phase_and_publishes_what_chooses(prepared: Path, tmp_path: Path) -> None:
+    """Beside the acting side: offline first, then a version whose critic comes along and whose choice is the learner's."""
+    from robot_rl.runtime.weights import WeightChannel
+    from robot_rl.training.build import build_head
+    from robot_rl.training.learner_core import LearnerCore
+    from robot_rl.training.learner_loop import LearnerLoop, LoopCounters
+    from robot_rl.training.scalars import ScalarLog
+
+    changes = {"schedule": {"learner": "process", "warmup_acting": "head", "offline_updates": 3}}
+    config = shrunk("e2o", prepared, tmp_path / "run", changes)
+    base, folder = posttrain.load_policy(prepared / "base"), RunFolder(tmp_path / "run")
+    demos = posttrain.gather(config.demos, config.env, posttrain._env_spec(config), 3, folder, posttrain.Silent(), 1)
+    scalars = ScalarLog(folder, config, job="learner")
+    core = LearnerCore(config, base, demos, LoopCounters(), folder, scalars, "cpu")
+    channel = WeightChannel(folder.weights)
+    loop = LearnerLoop(core, [folder.store], channel, folder.learner, config.learner_process)
+    while core.offline_left:
+        assert loop.step()
+    assert (core.learner.updates, core.learner.actor_updates) == (3, 1)
+    (version,) = channel.versions()
+    head = build_head(base, config)
+    head.load_state_dict(channel.load(version))
+    spec, g = base.spec, torch.Generator().manual_seed(0)
+    c = torch.randn(3, spec.conditioning_dim, generator=g)
+    noise = torch.randn(3, head.prior_draws, *spec.noise_shape, generator=g)
+    own, published = (h.propose(c, base, noise, None, "eval") for h in (core.learner.head, head))
+    assert torch.equal(own.chunk, published.chunk)
+    assert torch.equal(own.info["q"], published.info["q"])
+    scalars.close()
