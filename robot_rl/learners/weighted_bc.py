@@ -174,16 +174,16 @@ class WeightedBCLearner:
         base_samples: Any = None,
     ) -> CloneBatch:
         """Draw ``size`` chunks evenly over everything recorded: the weights say what counts, so ``ratios`` do not."""
-        drawn = buffer.sample_chunks(size, rng, self.base.spec.horizon)
+        drawn, extra = buffer.sample_chunk_rows(size, rng, self.base.spec.horizon)
         now = (len(buffer), buffer.evicted_episodes)
         if self._shares[0] != now:
             shares = torch.from_numpy(class_shares(buffer.column(ROW_CLASS))).float().to(self.device)
             self._shares = now, shares
         send = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(self.device)  # noqa: E731
-        first = {name: send(rows[:, 0]) for name, rows in drawn.extra.items()}
+        first = {name: send(rows[:, 0]) for name, rows in extra.items()}
         return CloneBatch(
             conditioning=send(drawn.conditioning[:, 0]), action=send(drawn.action), mask=send(drawn.mask).float(),
-            row_class=send(drawn.extra[ROW_CLASS]).long(), succeeded=first[SUCCEEDED], episode_return=first[EPISODE_RETURN],
+            row_class=send(extra[ROW_CLASS]).long(), succeeded=first[SUCCEEDED], episode_return=first[EPISODE_RETURN],
             return_known=first[RETURN_KNOWN], shares=self._shares[1],
         )  # fmt: skip
 

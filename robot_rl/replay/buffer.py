@@ -65,15 +65,11 @@ class WindowBatch:
 
 
 class ChunkBatch(NamedTuple):
-    """For behaviour cloning: conditioning (B, n_obs, C) oldest first, action (B, H, A), mask (B, H) bool.
-
-    ``extra``: name to (B, H, ...), the per-step arrays of the rows (past the end those of the last step).
-    """
+    """For behaviour cloning: conditioning (B, n_obs, C) oldest first, action (B, H, A), mask (B, H) bool."""
 
     conditioning: np.ndarray
     action: np.ndarray
     mask: np.ndarray
-    extra: dict[str, np.ndarray]
 
 
 @dataclass(slots=True)
@@ -559,6 +555,17 @@ class ReplayBuffer:
         Conditioning repeats the first frame before the episode's start; actions past its end hold (zero in delta
         dimensions) and are masked, as are rows that nobody should imitate (latched, blended, held, replaced by safety).
         """
+        return self.sample_chunk_rows(batch_size, rng, horizon, n_obs, ratios)[0]
+
+    def sample_chunk_rows(
+        self,
+        batch_size: int,
+        rng: np.random.Generator,
+        horizon: int,
+        n_obs: int = 1,
+        ratios: Mapping[Stratum | str, float] | None = None,
+    ) -> tuple[ChunkBatch, dict[str, np.ndarray]]:
+        """:meth:`sample_chunks`, and the extra arrays of its rows: name to (B, H, ...), past the end those of the last step."""
         if horizon < 1 or n_obs < 1:
             raise ValueError(f"horizon={horizon}, n_obs={n_obs}: accepted are integers >= 1")
         (_, base, step), _ = self._chunks.draw(batch_size, rng, ratios)
@@ -571,7 +578,7 @@ class ReplayBuffer:
         action *= inside[:, :, None] | ~self.delta_mask
         mask = inside & self._ring["imitated"].take(places)
         extra = {name: self._ring[f"extra:{name}"].take(places, axis=0) for name in self._extra}
-        return ChunkBatch(self._ring["conditioning"].take(base[:, None] + back, axis=0), action, mask, extra)
+        return ChunkBatch(self._ring["conditioning"].take(base[:, None] + back, axis=0), action, mask), extra
 
 
 def _fit(value: np.ndarray, shape: tuple[int, ...], what: str, dtype: str = "float32") -> np.ndarray:

@@ -169,7 +169,7 @@ class LearnerCore:
 
     def learn_offline(self, updates: int, on_update: OnUpdate | None = None) -> None:
         """Part of the offline phase: recorded data only."""
-        actor = isinstance(self.config.learner, OffPolicyConfig) and self.config.learner.offline_actor
+        actor = self.config.learner.offline_actor if isinstance(self.config.learner, OffPolicyConfig) else True
         starts = self.buffer.starts()
         present: dict[Stratum | str, float] = {s: float(starts.get(s, 0)) for s in (Stratum.DEMONSTRATION, Stratum.PRIOR)}
         self.train(updates, lambda batch: self.learner.update(batch, train_actor=actor, offline=True), on_update, present)
