@@ -268,6 +268,8 @@ class ActingSession(ABC):
                     break
                 version, mode = c.candidates.pop(0)
                 self._log_gate(self.gate.submit(version, mode, self._sha256(version)))
+                if self.gate.on_probation is None:  # weights that were judged before: decided without an episode
+                    continue
             self._probation()
         self._confirm()
 
