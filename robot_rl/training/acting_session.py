@@ -165,7 +165,7 @@ class ActingSession(ABC):
         if version == 0:
             return ActingPolicy(self.base, mode="base", device=self.device)
         if version not in self._heads:
-            head = build_head(self.base, self.config).to(self.device)
+            head = build_head(self.base, self.config.head, self.config.seed, self.config.learner).to(self.device)
             head.load_state_dict(self.channel.load(version, {n: tuple(t.shape) for n, t in head.state_dict().items()}))
             kept = self._kept()
             self._heads = {v: h for v, h in self._heads.items() if v in kept}

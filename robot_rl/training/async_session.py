@@ -53,7 +53,7 @@ class AsyncSession(ActingSession):
     ) -> None:
         super().__init__(config, folder, base, rollout, progress, flag, device)
         self.process = LearnerProcess(folder, config.learner_process, progress)
-        self._untrained = build_head(base, config).to(device)
+        self._untrained = build_head(base, config.head, config.seed, config.learner).to(device)
         self.subscriber = WeightSubscriber(
             self.channel,
             expected_shapes={n: tuple(t.shape) for n, t in self._untrained.state_dict().items()},
@@ -146,7 +146,7 @@ class AsyncSession(ActingSession):
             self.progress.log(f"{steps} steps: the learner has published version {manifest.version}; its head explores")
 
     def _build(self, tensors: dict[str, Tensor]) -> Head:
-        head = build_head(self.base, self.config).to(self.device)
+        head = build_head(self.base, self.config.head, self.config.seed, self.config.learner).to(self.device)
         head.load_state_dict(tensors)
         return head
 

@@ -23,13 +23,19 @@ from robot_rl.learners.updates import make_critic
 from robot_rl.learners.weighted_bc import WeightedBCConfig, WeightedBCLearner
 from robot_rl.policies.base import BasePolicy
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint
-from robot_rl.training.config import PostTrainConfig
+from robot_rl.training.config import HeadConfig, LearnerConfig, PostTrainConfig
 
 
-def build_head(base: BasePolicy, config: PostTrainConfig) -> Head:
-    """A fresh head; the same seed gives the same parameters. A head that chooses by value brings its critic along."""
-    generator = torch.Generator().manual_seed(seeding.key("head", config.seed))
-    head = config.head
+def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerConfig | None = None) -> Head:
+    """A fresh head; the same seed gives the same parameters.
+
+    Args:
+        learner: shapes the critic of a head that chooses by value (``edit``, ``best_of_n``); others do not read it.
+
+    Raises:
+        ValueError: the head does not fit the base, or chooses by value and ``learner`` is not given.
+    """
+    generator = torch.Generator().manual_seed(seeding.key("head", seed))
     if head.kind == "latent_noise":
         return LatentNoiseHead(base, head.latent_noise, generator=generator)
     if head.kind == "residual":
@@ -42,7 +48,7 @@ def build_head(base: BasePolicy, config: PostTrainConfig) -> Head:
         return FineTunedHead(base)
     if head.kind == "chain":
         return ChainHead(base, head.chain)
-    critic = _chunk_critic(base, config)
+    critic = _chunk_critic(base, head, seed, learner)
     if head.kind == "edit":
         return EditHead(base, head.edit, critic, generator=generator)
     return BestOfNHead(base, head.best_of_n, critic)
@@ -57,7 +63,7 @@ def build_learner(base: BasePolicy, config: PostTrainConfig, device: str) -> Lea
     Raises:
         ValueError: ``learner.critic_init`` holds no critic that fits.
     """
-    head = build_head(base, config)
+    head = build_head(base, config.head, config.seed, config.learner)
     if isinstance(config.learner, WeightedBCConfig):
         return WeightedBCLearner(base, head, config.learner, device)
     if isinstance(config.learner, OnPolicyConfig):
@@ -80,12 +86,13 @@ def saved_critic(run: Path) -> dict[str, torch.Tensor]:
     )
 
 
-def _chunk_critic(base: BasePolicy, config: PostTrainConfig) -> CriticEnsemble:
+def _chunk_critic(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerConfig | None) -> CriticEnsemble:
     """An ensemble that reads a state and the executed rows, shaped like the learner's."""
-    spec, generator = base.spec, torch.Generator().manual_seed(seeding.key("head critic", config.seed))
+    if not isinstance(learner, OffPolicyConfig):
+        raise ValueError(f"head.kind={head.kind!r} chooses by its learner's critic: accepted is an off-policy learner's configuration")
+    spec, generator = base.spec, torch.Generator().manual_seed(seeding.key("head critic", seed))
     width = spec.conditioning_dim + spec.n_action_steps * spec.action.dim
-    assert isinstance(config.learner, OffPolicyConfig)
-    return make_critic(config.learner, width, generator, torch.device("cpu"))
+    return make_critic(learner, width, generator, torch.device("cpu"))
 
 
 def pick_device(name: str) -> str:

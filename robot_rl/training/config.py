@@ -111,6 +111,7 @@ class HeadConfig:
         return {"edit": self.edit, "best_of_n": self.best_of_n}.get(self.kind)
 
 
+LearnerConfig = OffPolicyConfig | WeightedBCConfig | OnPolicyConfig
 ALGORITHMS = {
     "latent_noise": ("dsrl_na", "dsrl_sac", "on_policy"), "residual": ("residual",), "gaussian_residual": ("residual_sac",),
     "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "fine_tuned": ("weighted_bc",), "chain": ("on_policy",),
@@ -317,7 +318,7 @@ class PostTrainConfig:
     demos: DemosConfig = field(default_factory=DemosConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    learner: OffPolicyConfig | WeightedBCConfig | OnPolicyConfig = field(default_factory=OffPolicyConfig)
+    learner: LearnerConfig = field(default_factory=OffPolicyConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     learner_process: LearnerProcessConfig = field(default_factory=LearnerProcessConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)

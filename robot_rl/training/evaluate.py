@@ -40,7 +40,7 @@ def load_acting(folder: Path, who: str, device: str) -> tuple[ActingPolicy, EnvC
     acting = json.loads((folder / "result.json").read_text())["acting"]
     if acting["version"] == 0:
         return ActingPolicy(base, device=device), run.env
-    head = build_head(base, run).to(device)
+    head = build_head(base, run.head, run.seed, run.learner).to(device)
     head.load_state_dict(WeightChannel(folder / "weights").load(acting["version"]))
     return ActingPolicy(base, head, acting["mode"], acting["version"], device=device), run.env
 

@@ -215,7 +215,7 @@ def test_a_learner_process_does_the_offline_phase_and_publishes_what_chooses(pre
         assert loop.step()
     assert (core.learner.updates, core.learner.actor_updates) == (3, 1)
     (version,) = channel.versions()
-    head = build_head(base, config)
+    head = build_head(base, config.head, config.seed, config.learner)
     head.load_state_dict(channel.load(version))
     spec, g = base.spec, torch.Generator().manual_seed(0)
     c = torch.randn(3, spec.conditioning_dim, generator=g)
