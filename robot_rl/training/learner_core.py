@@ -39,6 +39,7 @@ class LearningCounters:
     wall_seconds: float = 0.0
     updates_owed: float = 0.0
     unlogged: int = 0  # updates since the last line of metrics
+    warm_up_updates: int = 0  # of the critic's warm-up, done so far
     actor_started_at: int = -1  # env_steps at the first actor update
     version: int = 0
     recent: list[bool] = field(default_factory=list)  # success of the last training episodes
@@ -113,20 +114,36 @@ class LearnerCore:
         return not self.warm and self.counters.env_steps >= self.config.schedule.warmup_steps
 
     def warm_up(self, on_update: OnUpdate | None = None) -> None:
-        """Regress the critic on returns, then evaluate the base by temporal difference; no actor update yet."""
-        schedule = self.config.schedule
-        self.train(schedule.return_updates, self.learner.pretrain, on_update)
-        if schedule.return_updates:
-            self.learner.finish_pretraining()
-        self.train(schedule.warmup_updates, lambda batch: self.learner.update(batch, train_actor=False), on_update)
+        """Regress the critic on returns, then evaluate the base by temporal difference; no actor update yet.
+
+        Where ``on_update`` raised, the same call goes on from there.
+        """
+        schedule, counters, learner = self.config.schedule, self.counters, self.learner
+
+        def counted(update: Callable[[Batch], Metrics]) -> Callable[[Batch], Metrics]:
+            def call(batch: Batch) -> Metrics:
+                counters.warm_up_updates += 1
+                return update(batch)
+
+            return call
+
+        first, total = schedule.return_updates, schedule.return_updates + schedule.warmup_updates
+        self.train(first - counters.warm_up_updates, counted(learner.pretrain), on_update)
+        if first and counters.warm_up_updates == first:
+            learner.finish_pretraining()
+        self.train(total - counters.warm_up_updates, counted(lambda batch: learner.update(batch, train_actor=False)), on_update)
         self.counters.actor_started_at = self.counters.env_steps
         self.counters.updates_owed = 0.0
 
     def spend(self, limit: int | None = None, on_update: OnUpdate | None = None) -> int:
-        """Do the updates that are owed, at most ``limit`` of them; gives how many."""
+        """Do the updates that are owed, at most ``limit`` of them; gives how many. Where ``on_update`` raises, the rest stays owed."""
         updates = int(self.counters.updates_owed) if limit is None else min(int(self.counters.updates_owed), limit)
-        self.counters.updates_owed -= updates
-        self.train(updates, self.learner.update, on_update)
+
+        def paid(batch: Batch) -> Metrics:
+            self.counters.updates_owed -= 1
+            return self.learner.update(batch)
+
+        self.train(updates, paid, on_update)
         return updates
 
     def train(self, updates: int, update: Callable[[Batch], Metrics], on_update: OnUpdate | None = None) -> None:

@@ -102,9 +102,9 @@ class Session(ActingSession):
                 f"critic warm-up on {len(self.buffer)} steps: {schedule.return_updates} updates on returns, "
                 f"{schedule.warmup_updates} by temporal difference"
             )
-            self.core.warm_up()
+            self.core.warm_up(self.flag.raise_if_set)
         elif self.core.warm:
-            self.core.spend()
+            self.core.spend(on_update=self.flag.raise_if_set)
         else:
             c.updates_owed = 0.0
 
