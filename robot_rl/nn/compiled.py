@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -161,6 +162,9 @@ class Plan:
         )
         self.flops = 2.0 * self.slots * self.total * sum(int(k * n) for k, n in pairs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None  # these addresses are of the original's buffers; the copy makes its own plan
+
     @property
     def sums(self) -> int:
         if self._sums is None:
@@ -184,7 +188,7 @@ class Plan:
         chunk = _kernels().CHUNK
         chunks = -(-rows // chunk)
         edges = [min(rows, chunks * p // parts * chunk) for p in range(parts + 1)]
-        return [(0, self.slots, a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+        return [(0, self.slots, a, b) for a, b in pairwise(edges) if a < b]
 
 
 def owner(flat: FlatParameters) -> tuple[int, int]:
@@ -307,6 +311,6 @@ def adam(
     numbers = (lr / (1 - b1**t), 1 - lr * weight_decay, 1 - b1, 1 - b2, math.sqrt(1 - b2**t), eps, tau)
     calls = [
         (b - a, *(v + a * size for v in vectors), target + a * size if target else 0, *numbers)
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
     ]
     side_by_side(_program(flat.data.dtype).adam, calls)

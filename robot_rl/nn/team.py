@@ -19,7 +19,7 @@ class _Worker:
             function, arguments, done = self.inbox.get()
             try:
                 function(*arguments)
-            except BaseException as error:  # noqa: BLE001 - handed to whoever asked
+            except BaseException as error:  # handed to whoever asked
                 done.put(error)
             else:
                 done.put(None)
