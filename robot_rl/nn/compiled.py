@@ -107,7 +107,7 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
-_DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+_DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
 def _program(dtype: torch.dtype) -> Any:
@@ -310,7 +310,6 @@ def adam(
     (b1, b2), t = betas, float(count)
     numbers = (lr / (1 - b1**t), 1 - lr * weight_decay, 1 - b1, 1 - b2, math.sqrt(1 - b2**t), eps, tau)
     calls = [
-        (b - a, *(v + a * size for v in vectors), target + a * size if target else 0, *numbers)
-        for a, b in pairwise(edges)
+        (b - a, *(v + a * size for v in vectors), target + a * size if target else 0, *numbers) for a, b in pairwise(edges)
     ]
     side_by_side(_program(flat.data.dtype).adam, calls)

@@ -30,7 +30,7 @@ class Int:
         self.e, self.value = e, value
 
     def _both(self, other: Int | int, operation: str) -> Int:
-        return Int(self.e, getattr(self.e.b, operation)(self.value, self.e.int(other).value))
+        return Int(self.e, getattr(self.e.b, operation)(self.value, self.e.integer(other).value))
 
     def __add__(self, other: Int | int) -> Int:
         return self._both(other, "add")
@@ -51,7 +51,7 @@ class Int:
         return Int(self.e, self.e.b.not_(self.value))
 
     def _compare(self, sign: str, other: Int | int) -> Int:
-        return Int(self.e, self.e.b.icmp_signed(sign, self.value, self.e.int(other).value))
+        return Int(self.e, self.e.b.icmp_signed(sign, self.value, self.e.integer(other).value))
 
     def __lt__(self, other: Int | int) -> Int:
         return self._compare("<", other)
@@ -72,7 +72,7 @@ class Int:
         return (self > other).choose(self, other)
 
     def choose(self, yes: Int | int, no: Int | int) -> Int:
-        return Int(self.e, self.e.b.select(self.value, self.e.int(yes).value, self.e.int(no).value))
+        return Int(self.e, self.e.b.select(self.value, self.e.integer(yes).value, self.e.integer(no).value))
 
 
 class Emitter:
@@ -89,17 +89,17 @@ class Emitter:
 
     # ---- integers and control flow
 
-    def int(self, value: Int | int) -> Int:
+    def integer(self, value: Int | int) -> Int:
         return value if isinstance(value, Int) else Int(self, ir.Constant(I64, value))
 
     def table(self, address: Int, index: Int | int) -> Int:
         """The integer at ``address[index]``."""
-        where = address + self.int(index) * 8
+        where = address + self.integer(index) * 8
         return Int(self, self.b.load(self.b.inttoptr(where.value, I64.as_pointer())))
 
     @contextmanager
     def range(self, start: Int | int, stop: Int | int, step: Int | int = 1) -> Iterator[Int]:
-        b, start, stop, step = self.b, self.int(start), self.int(stop), self.int(step)
+        b, start, stop, step = self.b, self.integer(start), self.integer(stop), self.integer(step)
         before, head, inside, after = b.block, *(b.append_basic_block(x) for x in ("head", "inside", "after"))
         b.branch(head)
         b.position_at_end(head)
@@ -119,7 +119,7 @@ class Emitter:
 
     def call(self, kernel: Kernel, *arguments: Int | int) -> None:
         function = self.b.module.globals[kernel.name]
-        self.b.call(function, [self.int(x).value for x in arguments])
+        self.b.call(function, [self.integer(x).value for x in arguments])
 
     # ---- elements and vectors
 
@@ -212,15 +212,24 @@ class Emitter:
                 out += body(offset + u * VECTOR_BYTES, flat[u * sums : (u + 1) * sums])
             return out
 
-        flat = self.loop(self.int(0), middle, step, [self.zeros] * (sums * UNROLL), unrolled)
+        flat = self.loop(self.integer(0), middle, step, [self.zeros] * (sums * UNROLL), unrolled)
         flat[:sums] = self.loop(middle, end, VECTOR_BYTES, flat[:sums], body)
         return [self.total(flat[i::sums]) for i in range(sums)]
+
+    def write(self, n: Int, out: Int, value: Callable[[Int], Any]) -> None:
+        """Store ``value(offset in bytes)`` for every vector of a row of ``n`` elements."""
+
+        def body(offset: Int, _: list[Any]) -> list[Any]:
+            self.store(value(offset), out + offset)
+            return []
+
+        self.over(n, body)
 
 
 class Kernel:
     """A function of the program: integers and, named in ``numbers``, floating-point arguments; returns nothing."""
 
-    def __init__(self, emit: Callable[..., None], numbers: Sequence[str]) -> None:
+    def __init__(self, emit: Callable[..., None], numbers: Sequence[str] = ()) -> None:
         self.emit, self.name = emit, emit.__name__
         names = emit.__code__.co_varnames[1 : emit.__code__.co_argcount]
         self.floats = [name in numbers for name in names]
