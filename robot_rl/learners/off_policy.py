@@ -16,7 +16,7 @@ from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.objectives import HeadObjective, Metrics, make_objective
 from robot_rl.learners.updates import load_network_state, make_critic, network_state
-from robot_rl.nn.flat import FlatAdam, polyak_
+from robot_rl.nn.flat import FlatAdam
 from robot_rl.policies.base import BasePolicy
 
 
@@ -71,8 +71,7 @@ class OffPolicyLearner:
         }
         if self.config.critic_grad_clip > 0:
             metrics["critic/grad_norm"] = self.critic.flat.clip_grad_norm_(self.config.critic_grad_clip)
-        self.optimizer.step()
-        polyak_(self.target.flat, self.critic.flat, self.config.tau)
+        self.optimizer.step(self.target.flat, self.config.tau)
         self.updates += 1
         actor_step = train_actor and self.updates % self.config.actor_every == 0
         metrics |= self.objective.improve(batch, self.critic, actor_step)
