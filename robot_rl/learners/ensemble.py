@@ -95,11 +95,9 @@ class CriticEnsemble(StackedMLP):
         """
         batch = x.shape[-2]
         tape = self._tape(batch, self.n)
-        q = self.run(x, tape).squeeze(-1)
-        error = q - y
-        dq = error / batch if weight is None else error * (weight / weight.sum().clamp_min(1.0))
-        self.backward(tape, dq.unsqueeze(-1))
-        return CriticLoss(0.5 * (dq * error).sum(), q.clone())
+        share = x.new_full((batch,), 1.0 / batch) if weight is None else weight / weight.sum().clamp_min(1.0)
+        q, dq = self.regress(x, tape, y, share)
+        return CriticLoss(0.5 * (dq * (q - y)).sum(), q.clone())
 
     @torch.no_grad()
     def input_grad(

@@ -22,7 +22,7 @@ from robot_rl.learners.factory import make_objective, resolved
 from robot_rl.learners.objectives import HeadObjective, Metrics
 from robot_rl.learners.reduce import Reduction
 from robot_rl.learners.updates import load_network_state, make_critic, network_state
-from robot_rl.nn.flat import FlatAdam, polyak_
+from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.mlp import StackedMLP
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
@@ -120,8 +120,7 @@ class OffPolicyLearner:
         }
         if self.config.critic_grad_clip > 0:
             metrics["critic/grad_norm"] = self.critic.flat.clip_grad_norm_(self.config.critic_grad_clip)
-        self.optimizer.step()
-        polyak_(self.target.flat, self.critic.flat, self.config.tau)
+        self.optimizer.step(self.target.flat, self.config.tau)
         self.updates += 1
         actor_step = train_actor and self.updates % self.config.actor_every == 0
         metrics |= self.objective.improve(batch, self.critic, actor_step)

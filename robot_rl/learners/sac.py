@@ -22,7 +22,7 @@ from torch import Tensor
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.reduce import Reduction, check_reduction
 from robot_rl.nn.actor import ActorSample, GaussianTanhActor, Temperature
-from robot_rl.nn.flat import FlatAdam, polyak_
+from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.mlp import Activation, MatmulPrecision, Tape, matmul_precision
 from robot_rl.seeding import key
 
@@ -155,8 +155,7 @@ class SACLearner:
         y = torch.addcmul(b.reward, b.discount, v_next)
 
         fit = self.critic.loss_and_grad(x, y, b.weight)
-        self.critic_optimizer.step()
-        polyak_(self.target.flat, self.critic.flat, c.tau)
+        self.critic_optimizer.step(self.target.flat, c.tau)
         self.critic_updates += 1
 
         metrics = self._update_actor(b, alpha, report) if self.critic_updates % c.actor_every == 0 else {}

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robot_rl.nn import compiled
+
 ALIGN = 16  # elements; every view starts on a 64-byte line in float32, which vectorised kernels want
 
 
@@ -137,8 +139,11 @@ class FlatAdam:
         self.fused = hasattr(torch, "_fused_adamw_") and parameters.data.device.type in ("cpu", "cuda")
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One update from ``parameters.grad`` (which is left as it is, apart from clipping)."""
+    def step(self, follower: FlatParameters | None = None, tau: float = 0.0) -> None:
+        """One update from ``parameters.grad`` (which is left as it is, apart from clipping).
+
+        ``follower`` <- (1 - tau) follower + tau parameters afterwards, as :func:`polyak_` does, in the same sweep over memory.
+        """
         flat = self.parameters
         if flat.data.device != self.exp_avg.device or flat.data.dtype != self.exp_avg.dtype:
             raise RuntimeError("the module moved to another device or dtype after its FlatAdam was made; make a new FlatAdam")
@@ -146,6 +151,19 @@ class FlatAdam:
             flat.clip_grad_norm_(self.max_grad_norm)
         self.step_count.add_(1)
         (b1, b2), p, g = self.betas, flat.data, flat.grad
+        if self.fused and compiled.path(p.device, p.dtype) == "compiled":
+            if follower is not None and follower.data.shape != p.shape:
+                _check_same_layout(follower, flat)
+            compiled.adam(
+                flat, self.exp_avg, self.exp_avg_sq, None if follower is None else follower.data, tau, float(self.step_count.numpy()),
+                lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay,
+            )  # fmt: skip
+            return
+        self._step(p, g, b1, b2)
+        if follower is not None:
+            polyak_(follower, flat, tau)
+
+    def _step(self, p: Tensor, g: Tensor, b1: float, b2: float) -> None:
         if self.fused:
             torch._fused_adamw_(
                 [p], [g], [self.exp_avg], [self.exp_avg_sq], [], [self.step_count],

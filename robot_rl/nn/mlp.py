@@ -4,7 +4,8 @@ All N networks run as one batched matrix product per layer. Besides :meth:`Stack
 differentiate, there is a pair without autograd: :meth:`StackedMLP.run` records what the chain rule needs on a
 :class:`Tape` of preallocated buffers, :meth:`StackedMLP.backward` writes parameter gradients straight into the flat
 gradient vector and returns input gradients if asked. No graph is built, nothing is allocated, nothing is computed that
-is not asked for; shapes are static and nothing waits for the device, so a CUDA graph can capture it.
+is not asked for; shapes are static and nothing waits for the device, so a CUDA graph can capture it. On a CPU the pair runs
+as fused kernels where :func:`robot_rl.nn.compiled.path` says so.
 
 One hidden layer, for each network (LayerNorm: Ba et al. 2016)::
 
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robot_rl.nn import compiled
 from robot_rl.nn.flat import FlatParameters
 
 Activation = Literal["relu", "tanh"]
@@ -66,7 +68,7 @@ class Tape:
     Attributes:
         inputs: what entered each linear layer, (N, B, in); the first may be an expanded view of a shared input.
         outputs: what left each linear layer (activated for hidden ones), (N, B, out).
-        z, normalised, mean, rstd: z and x̂ (N, B, out), mean z and 1 / std z (N, B, 1) of each hidden layer with LayerNorm.
+        normalised, rstd: x̂ (N, B, out) and 1 / std z (N, B, 1) of each hidden layer with LayerNorm.
     """
 
     def __init__(self, n: int, batch: int, widths: Sequence[int], layer_norm: bool, like: Tensor) -> None:
@@ -77,10 +79,10 @@ class Tape:
         self.inputs: list[Tensor] = []
         self.outputs = [empty(width) for width in widths]
         hidden = widths[:-1] if layer_norm else ()
-        self.z = [empty(width) for width in hidden]
         self.normalised = [empty(width) for width in hidden]
         self.rstd = [empty(1) for _ in hidden]
-        self.mean = [empty(1) for _ in hidden]
+        self.plan: Any = None  # addresses of these buffers, for the compiled path
+        self.compiled = False  # which path recorded it
         self._new = empty
         self._scratch: dict[tuple[str, int], Tensor] = {}
 
@@ -90,6 +92,10 @@ class Tape:
         if key not in self._scratch:
             self._scratch[key] = self._new(width)
         return self._scratch[key]
+
+    def statistics(self, i: int) -> tuple[Tensor, Tensor]:
+        """z (N, B, out) and mean z (N, B, 1) of hidden layer ``i``, which only the torch path keeps."""
+        return self.scratch(f"z{i}", self.normalised[i].shape[-1]), self.scratch(f"mean{i}", 1)
 
 
 class StackedMLP(nn.Module):
@@ -126,6 +132,7 @@ class StackedMLP(nn.Module):
             raise ValueError(f"StackedMLP.activation={activation!r}: accepted are relu, tanh")
         self.n, self.in_dim, self.out_dim, self.hidden = n, in_dim, out_dim, tuple(hidden)
         self.activation, self.layer_norm = activation, layer_norm
+        self.compiled_widths = all(width % compiled.WIDTH_MULTIPLE == 0 for width in self.hidden)
         self.weight, self.bias = nn.ParameterList(), nn.ParameterList()
         self.gain, self.shift = nn.ParameterList(), nn.ParameterList()
         widths = (*self.hidden, out_dim)
@@ -167,6 +174,16 @@ class StackedMLP(nn.Module):
         """Buffers for :meth:`run` with ``batch`` rows (and ``n`` of the networks, all by default)."""
         return Tape(self.n if n is None else n, batch, (*self.hidden, self.out_dim), self.layer_norm, self.flat.data)
 
+    def _check(self, x: Tensor, tape: Tape) -> Tensor:
+        """``x`` as (K, B, D); the tape learns which path records it."""
+        h = x if x.dim() == 3 else x.expand(tape.shape[0], *x.shape)
+        if h.shape != (*tape.shape, self.in_dim):
+            raise ValueError(
+                f"input {tuple(x.shape)} does not fit a tape of {tape.shape[0]} networks and {tape.shape[1]} rows, {self.in_dim} wide"
+            )
+        tape.compiled = compiled.fits(self, x)
+        return h
+
     @torch.no_grad()
     def run(self, x: Tensor, tape: Tape, members: Tensor | None = None) -> Tensor:
         """The same value as :meth:`forward`, recorded on ``tape``.
@@ -177,10 +194,10 @@ class StackedMLP(nn.Module):
 
         Returns: (K, B, out), a buffer of the tape: the next run on it overwrites the values.
         """
+        h = self._check(x, tape)
+        if tape.compiled:
+            return compiled.run(self, x, tape, members)
         layers = self.layers if members is None else [layer.pick(members) for layer in self.layers]
-        h = x if x.dim() == 3 else x.expand(tape.shape[0], *x.shape)
-        if h.shape[:2] != tape.shape:
-            raise ValueError(f"input {tuple(x.shape)} does not fit a tape of {tape.shape[0]} networks and {tape.shape[1]} rows")
         tape.inputs.clear()
         for i, (weight, bias, norm) in enumerate(layers):
             tape.inputs.append(h)
@@ -188,7 +205,8 @@ class StackedMLP(nn.Module):
             if norm is None:
                 torch.baddbmm(bias, tape.inputs[i], weight, out=h)
             else:
-                z, normalised, mean, rstd = tape.z[i], tape.normalised[i], tape.mean[i], tape.rstd[i]
+                z, mean = tape.statistics(i)
+                normalised, rstd = tape.normalised[i], tape.rstd[i]
                 torch.baddbmm(bias, tape.inputs[i], weight, out=z)
                 torch.sub(z, torch.mean(z, -1, keepdim=True, out=mean), out=normalised)
                 torch.linalg.vector_norm(normalised, dim=-1, keepdim=True, out=rstd)
@@ -199,6 +217,23 @@ class StackedMLP(nn.Module):
             if i < len(self.hidden):
                 h.relu_() if self.activation == "relu" else h.tanh_()
         return h
+
+    @torch.no_grad()
+    def regress(self, x: Tensor, tape: Tape, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of Σ 0.5 weight (out - y)² of networks with one output, in one go; overwrites ``flat.grad``.
+
+        Args:
+            x: as in :meth:`run`. y: (B,) or (N, B). weight: (B,).
+
+        Returns: outputs and dL/dout, (N, B) each; the first is a buffer of the tape.
+        """
+        self._check(x, tape)
+        if tape.compiled:
+            return compiled.regress(self, x, tape, y, weight)
+        out = self.run(x, tape).squeeze(-1)
+        slope = (out - y) * weight
+        self.backward(tape, slope.unsqueeze(-1))
+        return out, slope
 
     @torch.no_grad()
     def backward(
@@ -213,6 +248,9 @@ class StackedMLP(nn.Module):
 
         Returns: dL/dx for every network by itself (sum over N for a shared input), or None.
         """
+
+        if tape.compiled:
+            return compiled.backward(self, tape, dy, parameters, inputs, rows)
 
         def cut(buffer: Tensor) -> Tensor:
             return buffer if rows is None else buffer[:, :rows]
@@ -233,7 +271,7 @@ class StackedMLP(nn.Module):
                         product = torch.mul(d, cut(tape.normalised[i]), out=cut(tape.scratch("product", d.shape[-1])))
                         torch.sum(product, 1, keepdim=True, out=gain.grad)
                     # The kernel reads its statistics as if they were contiguous; a cut through several networks is not.
-                    z, mean, rstd = (cut(buffer).contiguous() for buffer in (tape.z[i], tape.mean[i], tape.rstd[i]))
+                    z, mean, rstd = (cut(buffer).contiguous() for buffer in (*tape.statistics(i), tape.rstd[i]))
                     d, _, _ = torch.ops.aten.native_layer_norm_backward(
                         d.mul_(gain), z, d.shape[-1:], mean, rstd, None, None, [True, False, False]
                     )

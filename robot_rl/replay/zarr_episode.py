@@ -216,10 +216,12 @@ def read_array(folder: Path, name: str, metadata: Mapping[str, Any]) -> np.ndarr
 
 
 def _read_with_zarr(path: Path) -> np.ndarray:
-    try:
-        import zarr
-    except ImportError as error:
-        raise CorruptEpisodeError(f"{path} uses codecs that need the zarr package: pip install 'robot_rl[zarr]'") from error
+    import zarr
+
+    if int(zarr.__version__.split(".")[0]) < 3:
+        raise CorruptEpisodeError(
+            f"{path} uses codecs that need zarr 3 (Python 3.11 or later); zarr {zarr.__version__} is installed"
+        )
     return np.asarray(zarr.open_array(path, mode="r")[:])
 
 

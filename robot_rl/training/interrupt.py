@@ -23,7 +23,7 @@ class InterruptFlag:
         return self._set
 
     def raise_if_set(self) -> None:
-        if self._set:
+        if self():
             raise Interrupted
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -48,6 +48,7 @@ class LearningCounters:
     wall_seconds: float = 0.0
     updates_owed: float = 0.0
     unlogged: int = 0  # updates since the last line of metrics
+    warm_up_updates: int = 0  # of the critic's warm-up, done so far
     actor_started_at: int = -1  # env_steps at the first actor update
     version: int = 0
     recent: list[bool] = field(default_factory=list)  # success of the last training episodes
@@ -168,12 +169,18 @@ class LearnerCore:
         return max(0, self.config.schedule.offline_updates - self.counters.offline_done)
 
     def learn_offline(self, updates: int, on_update: OnUpdate | None = None) -> None:
-        """Part of the offline phase: recorded data only."""
+        """Part of the offline phase: recorded data only. Where ``on_update`` raises, the rest stays to be done."""
+        learner = self.learner
+        assert not isinstance(learner, OnPolicyLearner)
         actor = self.config.learner.offline_actor if isinstance(self.config.learner, OffPolicyConfig) else True
         starts = self.buffer.starts()
         present: dict[Stratum | str, float] = {s: float(starts.get(s, 0)) for s in (Stratum.DEMONSTRATION, Stratum.PRIOR)}
-        self.train(updates, lambda batch: self.learner.update(batch, train_actor=actor, offline=True), on_update, present)
-        self.counters.offline_done += updates
+
+        def counted(batch: Any) -> Metrics:
+            self.counters.offline_done += 1
+            return learner.update(batch, train_actor=actor, offline=True)
+
+        self.train(updates, counted, on_update, present)
 
     def learn_round(self) -> None:
         """Learn from the round that was just played, and forget it."""
@@ -197,42 +204,68 @@ class LearnerCore:
         return not self.warm and self.counters.env_steps >= self.config.schedule.warmup_steps
 
     def warm_up(self, on_update: OnUpdate | None = None) -> None:
-        """Regress the critic on returns, then evaluate the base by temporal difference; no actor update yet."""
-        schedule = self.config.schedule
-        self.train(schedule.return_updates, self.learner.pretrain, on_update)
-        if schedule.return_updates:
-            self.learner.finish_pretraining()
-        self.train(schedule.warmup_updates, lambda batch: self.learner.update(batch, train_actor=False), on_update)
+        """Regress the critic on returns, then evaluate the base by temporal difference; no actor update yet.
+
+        Where ``on_update`` raised, the same call goes on from there.
+        """
+        schedule, counters, learner = self.config.schedule, self.counters, self.learner
+        assert not isinstance(learner, OnPolicyLearner)
+
+        def evaluated(batch: Any) -> Metrics:
+            counters.warm_up_updates += 1
+            return learner.update(batch, train_actor=False)
+
+        def regressed(batch: Any) -> Metrics:
+            counters.warm_up_updates += 1
+            return learner.pretrain(batch)
+
+        first, total = schedule.return_updates, schedule.return_updates + schedule.warmup_updates
+        self.train(first - counters.warm_up_updates, regressed, on_update)
+        if first and counters.warm_up_updates == first:
+            learner.finish_pretraining()
+        self.train(total - counters.warm_up_updates, evaluated, on_update)
         if self.hold_out is not None:
-            self._pass_gate(self.hold_out, on_update)
+            self._pass_gate(self.hold_out, total, evaluated, on_update)
         self.counters.actor_started_at = self.counters.env_steps
         self.counters.updates_owed = 0.0
 
-    def _pass_gate(self, hold_out: HoldOut, on_update: OnUpdate | None) -> None:
-        """More warm-up until the critic ranks held-out episodes well enough; then they join the others."""
+    def _pass_gate(
+        self, hold_out: HoldOut, before: int, update: Callable[[Any], Metrics], on_update: OnUpdate | None
+    ) -> None:
+        """More warm-up until the critic ranks held-out episodes well enough; then they join the others.
+
+        ``before``: updates of the warm-up without the gate. Ranks are looked at every ``GATE_BLOCK`` updates after them.
+        """
         assert isinstance(self.learner, OffPolicyLearner)
-        schedule, spent = self.config.schedule, 0
+        schedule, counters = self.config.schedule, self.counters
 
         def take(buffer: ReplayBuffer, episode: Episode) -> None:
             ingest(buffer, episode, self.base, device=self.device, failure_reward=self.config.learner.failure_reward)
 
         while True:
-            found = hold_out.correlation(self.learner, take)
-            self._metrics.setdefault("warmup/rank_correlation", []).append(torch.tensor(found))
-            if found >= schedule.warmup_gate or spent >= schedule.warmup_gate_limit:
-                break
-            block = min(GATE_BLOCK, schedule.warmup_gate_limit - spent)
-            self.train(block, lambda batch: self.learner.update(batch, train_actor=False), on_update)
-            spent += block
+            spent = counters.warm_up_updates - before
+            if spent % GATE_BLOCK == 0 or spent >= schedule.warmup_gate_limit:
+                found = hold_out.correlation(self.learner, take)
+                self._metrics.setdefault("warmup/rank_correlation", []).append(torch.tensor(found))
+                if found >= schedule.warmup_gate or spent >= schedule.warmup_gate_limit:
+                    break
+            self.train(min(GATE_BLOCK - spent % GATE_BLOCK, schedule.warmup_gate_limit - spent), update, on_update)
         self.hold_out = None
         for episode in hold_out.episodes:
             self.ingest(episode)
 
     def spend(self, limit: int | None = None, on_update: OnUpdate | None = None) -> int:
-        """Do the updates that are owed, at most ``limit`` of them; gives how many."""
+        """Do the updates that are owed, at most ``limit`` of them; gives how many. Where ``on_update`` raises, the rest stays owed."""
         updates = int(self.counters.updates_owed) if limit is None else min(int(self.counters.updates_owed), limit)
-        self.counters.updates_owed -= updates
-        self.train(updates, self.learner.update, on_update)
+
+        learner = self.learner
+        assert not isinstance(learner, OnPolicyLearner)
+
+        def paid(batch: Any) -> Metrics:
+            self.counters.updates_owed -= 1
+            return learner.update(batch)
+
+        self.train(updates, paid, on_update)
         return updates
 
     def train(

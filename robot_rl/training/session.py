@@ -20,7 +20,7 @@ from robot_rl.training.acting_session import PHASES, ActingSession, Counters
 from robot_rl.training.build import Learner
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from robot_rl.training.config import PostTrainConfig
-from robot_rl.training.interrupt import InterruptFlag
+from robot_rl.training.interrupt import Interrupted, InterruptFlag
 from robot_rl.training.learner_core import LearnerCore
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.types import Episode
@@ -28,7 +28,7 @@ from robot_rl.types import Episode
 __all__ = ["PHASES", "Counters", "Session"]
 
 
-OFFLINE_BLOCK = 100  # updates between two looks at the interrupt flag
+OFFLINE_BLOCK = 100  # updates between two looks at the clock
 
 
 class Session(ActingSession):
@@ -80,7 +80,7 @@ class Session(ActingSession):
     # ---- phases
 
     def _prepare(self) -> None:
-        """The offline phase, in blocks between which it may be interrupted."""
+        """The offline phase; it may be interrupted after any update."""
         c, total = self.counters, self.config.schedule.offline_updates
         if self.core.on_policy:  # its own policy plays from the first episode on
             c.actor_started_at = max(c.actor_started_at, 0)
@@ -89,14 +89,17 @@ class Session(ActingSession):
         self.progress.start("offline learning", total)
         self.progress.advance(c.offline_done)
         while self.core.offline_left:
-            began, block = time.monotonic(), min(OFFLINE_BLOCK, self.core.offline_left)
-            self.core.learn_offline(block)
-            self.progress.advance(block)
-            self._spend("learn", began)
-            due = time.monotonic() - self._last_checkpoint >= self.config.schedule.checkpoint_every_s
-            if due or self.flag():
+            began, before = time.monotonic(), c.offline_done
+            try:
+                self.core.learn_offline(min(OFFLINE_BLOCK, self.core.offline_left), self.flag.raise_if_set)
+            except Interrupted:
+                self._spend("learn", began)
                 self.checkpoint()
-            self.flag.raise_if_set()
+                raise
+            self.progress.advance(c.offline_done - before)
+            self._spend("learn", began)
+            if time.monotonic() - self._last_checkpoint >= self.config.schedule.checkpoint_every_s:
+                self.checkpoint()
 
     def _explorer(self) -> ActingPolicy:
         """The base during warm-up, then the newest head mixed with the base."""
@@ -128,9 +131,9 @@ class Session(ActingSession):
                 f"critic warm-up on {len(self.buffer)} steps: {schedule.return_updates} updates on returns, "
                 f"{schedule.warmup_updates} by temporal difference"
             )
-            self.core.warm_up()
+            self.core.warm_up(self.flag.raise_if_set)
         elif self.core.warm:
-            self.core.spend()
+            self.core.spend(on_update=self.flag.raise_if_set)
         else:
             c.updates_owed = 0.0
 

@@ -12,14 +12,19 @@ import zarr
 from robot_rl.replay.importers import FormatError, detect, open_dataset
 
 ENDS = np.array([5, 12, 15])
+ZARR_3 = int(zarr.__version__.split(".")[0]) >= 3  # Python 3.10 gets zarr 2, which writes the v2 format alone
 
 
 def _write(path, arrays: dict[str, np.ndarray], zarr_format: int = 2):
-    group = zarr.open_group(str(path), mode="w", zarr_format=zarr_format)
+    group = zarr.open_group(str(path), mode="w", **({"zarr_format": zarr_format} if ZARR_3 else {}))
     data, meta = group.create_group("data"), group.create_group("meta")
+
+    def create(where, name, values, **options):
+        (where.create_array if ZARR_3 else where.array)(name, data=values, **options)
+
     for name, values in arrays.items():
-        data.create_array(name, data=values, chunks=(4, *values.shape[1:]))
-    meta.create_array("episode_ends", data=ENDS)
+        create(data, name, values, chunks=(4, *values.shape[1:]))
+    create(meta, "episode_ends", ENDS)
     return path
 
 
@@ -36,6 +41,8 @@ def arrays():
 
 @pytest.mark.parametrize("kind", ["v2 folder", "v2 zip", "v3 folder"])
 def test_pusht_layout(tmp_path, arrays, kind):
+    if kind.startswith("v3") and not ZARR_3:
+        pytest.skip("zarr 2 cannot write the v3 format; zarr 3 needs Python 3.11")
     path = _write(tmp_path / "pusht.zarr", arrays, 3 if kind.startswith("v3") else 2)
     if kind == "v2 folder":
         assert (path / "data" / "img" / ".zarray").is_file()  # the layout on disk that the original code writes

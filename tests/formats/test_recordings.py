@@ -116,6 +116,13 @@ def test_adroit_rewards_and_ends(adroit):
         assert cut.terminated[-1]
         assert not cut.truncated.any()
         assert cut.observations["observation.state"][-1, 28] >= 1.35 > cut.observations["observation.state"][-2, 28]
+    for cut, episode in zip(open_dataset(adroit, cut_at_success=False, steps_after_widest=5).episodes(), episodes, strict=True):
+        door = episode.observations["observation.state"][:-1, 28]
+        assert len(cut) == min(int(door.argmax()) + 5, len(episode))
+        assert cut.observations["observation.state"][:, 28].max() == door.max()
+        assert cut.meta.success == episode.meta.success == bool(cut.reward.sum())
+    with pytest.raises(ValueError, match=r"steps_after_widest=-1: accepted are null or integers >= 0"):
+        open_dataset(adroit, steps_after_widest=-1)
     easier = open_dataset(adroit, success_threshold=1.0).describe().extra["episodes_reaching_success"]
     assert easier == 25
 

@@ -135,6 +135,9 @@ class StopAt:
     ("phase", "count", "questions"),
     [
         ("collect", 2, 45),
+        ("learn", 1, 3),  # the critic's warm-up, right where its two halves meet
+        ("learn", 1, 5),
+        ("learn", 2, 1),
         pytest.param("gate", 2, 20, marks=pytest.mark.slow),
         pytest.param("evaluate", 2, 5, marks=pytest.mark.slow),
     ],

@@ -41,6 +41,9 @@ class Options(CommonOptions):
     Attributes:
         cut_at_success: end an episode, ``terminated``, at the first step that opens the door far enough, as the task does;
             ``False`` keeps what the person did afterwards.
+        steps_after_widest: end an episode so many steps after the door stood widest, if it has not ended before; ``None``
+            keeps what follows. Most of these people let go short of the angle that counts and the door swings back: cloned
+            to the end, their recordings teach to let go.
         success_threshold: hinge angle in rad that counts as open.
         clip_actions: clip to [-1, 1]. The environment clips in any case, so both replay the same; unclipped values keep
             what the glove said.
@@ -48,6 +51,7 @@ class Options(CommonOptions):
 
     task: str | None = "Open the door."
     cut_at_success: bool = True
+    steps_after_widest: int | None = None
     success_threshold: float = SUCCESS_RAD
     clip_actions: bool = False
 
@@ -55,6 +59,9 @@ class Options(CommonOptions):
         CommonOptions.__post_init__(self)
         check_type("cut_at_success", self.cut_at_success, bool, "true or false")
         check_type("clip_actions", self.clip_actions, bool, "true or false")
+        after = self.steps_after_widest
+        if after is not None and (isinstance(after, bool) or not isinstance(after, int) or after < 0):
+            raise ValueError(f"steps_after_widest={after!r}: accepted are null or integers >= 0")
         if not isinstance(self.success_threshold, (int, float)) or not 0 < self.success_threshold <= np.pi:
             raise ValueError(f"success_threshold={self.success_threshold!r}: accepted is an angle in (0, pi] rad")
 
@@ -117,6 +124,10 @@ class AdroitDoorImporter:
         length = end - start
         if options.cut_at_success and reached is not None:
             length = reached + 1
+        elif options.steps_after_widest is not None:
+            # observation k follows transition k - 1, so k transitions end at the widest opening
+            widest = int(self.arrays["observations"][start:end, DOOR_HINGE].argmax())
+            length = min(length, max(widest, 1) + options.steps_after_widest)
         rows = self.arrays["observations"][start : min(start + length + 1, end)].astype(np.float32)
         if len(rows) == length:  # what followed the last action was not recorded
             rows = np.concatenate([rows, rows[-1:]])

@@ -1,0 +1,315 @@
+"""Which code runs a network's passes without autograd, and the bridge to the compiled one.
+
+Two paths compute the same numbers up to rounding: plain torch operations, which run anywhere, and the fused kernels of
+:mod:`robot_rl.nn.kernels`, compiled by numba on first use and kept in its cache on disk. :func:`path` says which one a tensor
+takes. The choice depends on the machine, the device and the dtype alone, never on time, load or the number of threads, so
+a resumed run takes the path it took before.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import pairwise
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robot_rl.nn.team import side_by_side
+
+if TYPE_CHECKING:
+    from robot_rl.nn.flat import FlatParameters
+    from robot_rl.nn.mlp import StackedMLP, Tape
+
+Path = Literal["compiled", "torch"]
+SWITCH = "ROBOT_RL_KERNELS"
+WIDTH_MULTIPLE = 8  # hidden widths the kernels can take
+WORTH_A_THREAD = 4e6  # floating-point operations; handing work to a thread costs what two million take
+
+_forced: Path | None = None
+
+
+@contextmanager
+def use(choice: Path) -> Iterator[None]:
+    """Take one path wherever it can be taken; ``compiled`` still gives way to torch on a GPU. For tests and measurements."""
+    global _forced
+    before, _forced = _forced, choice
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@lru_cache(maxsize=1)
+def unavailable() -> str | None:
+    """Why this machine has no compiled path, in words, or None when it has one.
+
+    Raises:
+        ValueError: the environment variable ROBOT_RL_KERNELS is neither auto, compiled nor torch.
+    """
+    choice = os.environ.get(SWITCH, "auto")
+    if choice not in ("auto", "compiled", "torch"):
+        raise ValueError(f"{SWITCH}={choice!r}: accepted are auto, compiled, torch")
+    if choice == "torch":
+        return f"{SWITCH}=torch"
+    try:
+        import llvmlite.binding as llvm
+    except ImportError as error:
+        return f"llvmlite, which comes with numba, is not installed ({error})"
+    features = llvm.get_host_cpu_features()
+    if not (features.get("avx2") and features.get("fma")):
+        return "the kernels are written for processors with AVX2 and FMA"
+    if features.get("avx512f") and choice == "auto":
+        return "torch's matrix products use this processor's 512-bit vectors, the kernels 256-bit ones"
+    return None
+
+
+def path(device: torch.device | str, dtype: torch.dtype) -> Path:
+    """Which code runs passes on such tensors: "compiled" on a CPU that has it, in float32 or float64, else "torch"."""
+    if torch.device(device).type != "cpu" or dtype not in (torch.float32, torch.float64) or _forced == "torch":
+        return "torch"
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        return "torch"  # asked for faster, coarser products, which only torch has
+    return "torch" if unavailable() else "compiled"
+
+
+def _kernels() -> ModuleType:
+    from robot_rl.nn import kernels
+
+    return kernels
+
+
+# ---- memory that kernels write to
+
+
+class _Scratch(threading.local):
+    """Work space of every part of a call, by the thread that calls: two threads may run two networks at once."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[int, Any], np.ndarray] = {}
+        self.edges: dict[tuple[int, Any], np.ndarray] = {}
+
+    def of(self, part: int, dtype: Any, elements: int) -> tuple[int, int]:
+        """Addresses of at least so many elements and of the kernels' edge tile (zeros behind it)."""
+        key = (part, dtype)
+        if key not in self.edges:
+            self.edges[key] = np.zeros(_kernels().EDGE_ELEMENTS, dtype)
+        if key not in self.buffers or self.buffers[key].size < elements:
+            self.buffers[key] = np.zeros(elements, dtype)
+        return self.buffers[key].ctypes.data, self.edges[key].ctypes.data
+
+
+_scratch = _Scratch()
+_DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+
+
+def _program(dtype: torch.dtype) -> Any:
+    return _kernels().program(_DTYPES[dtype].name)
+
+
+class Plan:
+    """Addresses of one network's parameters and one tape's buffers, as the kernels want them."""
+
+    def __init__(self, net: StackedMLP, tape: Tape) -> None:
+        kernels = _kernels()
+        flat = net.flat
+        self.slots, self.total = tape.shape
+        self.dtype = _DTYPES[flat.data.dtype]
+        self.size = size = self.dtype.itemsize
+        self.dims = np.array((net.in_dim, *net.hidden, net.out_dim), np.int64)
+        self.owner = owner(flat)
+        shift = flat.grad.data_ptr() - flat.data.data_ptr()
+
+        def addresses(i: int) -> list[int]:
+            weight, bias, norm = net.layers[i]
+            tensors = [weight, bias, *(norm or ())]
+            values = [t.data_ptr() for t in tensors] + [0] * (4 - len(tensors))
+            return values + [v + shift if v else 0 for v in values]
+
+        self.params = np.array([addresses(i) for i in range(len(net.layers))], np.int64)
+        rows = []
+        self.slopes = [torch.empty_like(out) for out in tape.outputs[:-1]]
+        for i, out in enumerate(tape.outputs):
+            hidden = i < len(net.hidden)
+            normed = hidden and net.layer_norm
+            before = tape.outputs[i - 1]
+            rows.append(
+                [
+                    before.data_ptr() if i else 0, before.stride(0) * size, before.stride(1) * size, out.data_ptr(),
+                    tape.normalised[i].data_ptr() if normed else 0, tape.rstd[i].data_ptr() if normed else 0,
+                    self.slopes[i].data_ptr() if hidden else 0,
+                ]
+            )  # fmt: skip
+        self.tape = np.array(rows, np.int64)
+        self.program = _program(flat.data.dtype)
+        self.everyone = np.arange(self.slots)
+        self.widest = max(net.hidden)
+        self.head = (len(rows), *(a.ctypes.data for a in (self.dims, self.params, self.tape)))
+        chunks = -(-self.total // kernels.CHUNK)
+        self._sums: np.ndarray | None = None
+        self._sums_size = self.slots * len(net.hidden) * chunks * 3 * self.widest
+        self.dq = torch.empty(self.slots, self.total, dtype=flat.data.dtype)
+        pairs = list(zip(self.dims[:-1], self.dims[1:], strict=True))
+        self.elements = max(
+            max(k * (n + 16), n * (k + 16), (n + 16) * self.total + (k // 6 + 1) * (6 * self.total + 8)) for k, n in pairs
+        )
+        self.flops = 2.0 * self.slots * self.total * sum(int(k * n) for k, n in pairs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None  # these addresses are of the original's buffers; the copy makes its own plan
+
+    @property
+    def sums(self) -> int:
+        if self._sums is None:
+            self._sums = np.zeros(self._sums_size, self.dtype)
+        return self._sums.ctypes.data
+
+    def scratch(self, part: int) -> tuple[int, int]:
+        return _scratch.of(part, self.dtype, int(self.elements))
+
+    def parts(self, flops: float) -> int:
+        return max(1, min(torch.get_num_threads(), int(flops / WORTH_A_THREAD)))
+
+    def by_network(self, parts: int) -> bool:
+        """Whether to give whole networks to threads: only where that leaves none idle for long."""
+        return self.slots % parts == 0 or self.slots >= 4 * parts
+
+    def shares(self, parts: int, rows: int) -> list[tuple[int, int, int, int]]:
+        """(first slot, last, first row, last) of every part."""
+        if self.by_network(parts):
+            return [(self.slots * p // parts, self.slots * (p + 1) // parts, 0, rows) for p in range(parts)]
+        chunk = _kernels().CHUNK
+        chunks = -(-rows // chunk)
+        edges = [min(rows, chunks * p // parts * chunk) for p in range(parts + 1)]
+        return [(0, self.slots, a, b) for a, b in pairwise(edges) if a < b]
+
+
+def owner(flat: FlatParameters) -> tuple[int, int]:
+    """Where the vectors live: a plan made for other vectors is stale."""
+    return flat.data.data_ptr(), flat.grad.data_ptr()
+
+
+def _plan(net: StackedMLP, tape: Tape) -> Plan:
+    if tape.plan is None or tape.plan.owner != owner(net.flat):
+        tape.plan = Plan(net, tape)
+    return tape.plan
+
+
+def fits(net: StackedMLP, x: Tensor) -> bool:
+    """Whether the compiled path can take this network and input."""
+    return (
+        net.activation == "relu"
+        and net.compiled_widths
+        and x.dtype == net.flat.data.dtype
+        and path(x.device, x.dtype) == "compiled"
+    )
+
+
+def _enter(plan: Plan, x: Tensor) -> Tensor:
+    """Write the input's address and strides into the tape; returns what must be kept alive."""
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
+        x = x.contiguous()
+    size = plan.size
+    plan.tape[0, :3] = x.data_ptr(), x.stride(0) * size if x.dim() == 3 else 0, x.stride(-2) * size
+    return x
+
+
+def run(net: StackedMLP, x: Tensor, tape: Tape, members: Tensor | None) -> Tensor:
+    """The compiled :meth:`StackedMLP.run`; shapes are checked there."""
+    plan = _plan(net, tape)
+    tape.inputs = [_enter(plan, x)]
+    heads = plan.everyone if members is None else members.numpy()
+    if members is not None and (len(heads) != plan.slots or heads.min() < 0 or heads.max() >= net.n):
+        raise ValueError(f"members={heads.tolist()}: accepted are {plan.slots} indices below {net.n}")
+    calls = [
+        (*plan.head, heads.ctypes.data, plan.total, *share, *plan.scratch(p))
+        for p, share in enumerate(plan.shares(plan.parts(plan.flops), plan.total))
+    ]
+    side_by_side(plan.program.forward, calls)
+    return tape.outputs[-1]
+
+
+def backward(
+    net: StackedMLP, tape: Tape, dy: Tensor, parameters: bool, inputs: slice | bool, rows: int | None
+) -> Tensor | None:
+    """The compiled :meth:`StackedMLP.backward`."""
+    plan = _plan(net, tape)
+    rows = plan.total if rows is None else rows
+    dy = dy.to(net.flat.data.dtype).contiguous()
+    if dy.shape != (net.n, rows, net.out_dim):
+        raise ValueError(f"dy {tuple(dy.shape)} does not fit: expected {(net.n, rows, net.out_dim)}")
+    slope = (dy.data_ptr(), dy.stride(0) * plan.size, dy.stride(1) * plan.size)
+    parts = plan.parts(plan.flops * rows / plan.total)
+    shares = plan.shares(parts, rows)
+    work = [(plan.sums, plan.widest, *plan.scratch(p)) for p in range(parts)]
+    calls: list[tuple[int, ...]]
+    calls = [(*plan.head, plan.total, *slope, *share, *w) for share, w in zip(shares, work, strict=False)]
+    side_by_side(plan.program.backward_rows, calls)
+    if parameters:
+        _parameters(plan, rows, slope, shares, work)
+    if inputs is False:
+        return None
+    first, last, step = (slice(None) if inputs is True else inputs).indices(net.in_dim)
+    if step != 1:
+        raise ValueError(f"inputs={inputs}: accepted are slices of neighbouring columns")
+    dx = torch.empty(plan.slots, rows, max(0, last - first), dtype=dy.dtype)
+    if dx.numel():
+        calls = [
+            (*plan.head, plan.total, rows, *share, first, last - first, dx.data_ptr(), *w[2:])
+            for share, w in zip(shares, work, strict=False)
+        ]
+        side_by_side(plan.program.backward_inputs, calls)
+    return dx
+
+
+def _parameters(plan: Plan, rows: int, slope: tuple[int, int, int], shares: list[Any], work: list[Any]) -> None:
+    whole = plan.by_network(len(work))
+    ranges = [(*s[:2], 0, 1) for s in shares] if whole else [(0, plan.slots, p, len(work)) for p in range(len(work))]
+    calls = [(*plan.head, plan.total, rows, *slope, *r, *w) for r, w in zip(ranges, work, strict=False)]
+    side_by_side(plan.program.backward_parameters, calls)
+
+
+def regress(net: StackedMLP, x: Tensor, tape: Tape, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The compiled :meth:`StackedMLP.regress`: forward, slopes and backward without a pause between them."""
+    plan = _plan(net, tape)
+    tape.inputs = [x := _enter(plan, x)]
+    dtype, total = net.flat.data.dtype, plan.total
+    y, weight = y.to(dtype).contiguous(), weight.to(dtype).contiguous()
+    if net.out_dim != 1 or y.shape not in ((total,), (net.n, total)) or weight.shape != (total,):
+        raise ValueError(f"y {tuple(y.shape)}, weight {tuple(weight.shape)} do not fit {net.n} networks with one output")
+    parts = plan.parts(3 * plan.flops)
+    shares = plan.shares(parts, total)
+    work = [(plan.sums, plan.widest, *plan.scratch(p)) for p in range(parts)]
+    error = (y.data_ptr(), total * plan.size if y.dim() == 2 else 0, weight.data_ptr(), plan.dq.data_ptr())
+    front = (*plan.head, plan.everyone.ctypes.data, total, *error)
+    if plan.by_network(parts):
+        side_by_side(plan.program.regress_whole, [(*front, *s[:2], *w) for s, w in zip(shares, work, strict=False)])
+    else:
+        side_by_side(plan.program.regress, [(*front, *s, *w) for s, w in zip(shares, work, strict=False)])
+        _parameters(plan, total, (plan.dq.data_ptr(), total * plan.size, plan.size), shares, work)
+    return tape.outputs[-1].squeeze(-1), plan.dq
+
+
+def adam(
+    flat: FlatParameters, exp_avg: Tensor, exp_avg_sq: Tensor, follower: Tensor | None, tau: float, count: float,
+    *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """One step of Adam, and of the vector that follows the parameters, in one sweep over memory."""
+    elements, size = len(flat.data), flat.data.element_size()
+    parts = max(1, min(torch.get_num_threads(), elements // 65_536))
+    edges = [elements * p // parts // 16 * 16 for p in range(parts)] + [elements]
+    vectors = [t.data_ptr() for t in (flat.data, flat.grad, exp_avg, exp_avg_sq)]
+    target = 0 if follower is None else follower.data_ptr()
+    (b1, b2), t = betas, float(count)
+    numbers = (lr / (1 - b1**t), 1 - lr * weight_decay, 1 - b1, 1 - b2, math.sqrt(1 - b2**t), eps, tau)
+    calls = [
+        (b - a, *(v + a * size for v in vectors), target + a * size if target else 0, *numbers) for a, b in pairwise(edges)
+    ]
+    side_by_side(_program(flat.data.dtype).adam, calls)
