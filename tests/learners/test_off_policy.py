@@ -13,7 +13,7 @@ from spine_kit import STATE, SmoothBase, TwoModeBase, compact
 from robot_rl.heads.latent_noise import LatentNoiseConfig, LatentNoiseHead
 from robot_rl.heads.residual import ResidualConfig, ResidualHead
 from robot_rl.learners.batch import Batch
-from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.config import ConservativeConfig, OffPolicyConfig
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.learners.reduce import reduce
 from robot_rl.replay.buffer import ReplayBuffer
@@ -347,7 +347,12 @@ def test_row_2_every_field_of_the_configuration_is_read() -> None:
         learner = OffPolicyLearner(learner.base, learner.head, config)
         for _ in range(2):
             learner.update(random_batch(learner.base))
-    assert {f.name for f in fields(OffPolicyConfig)} - read <= {"gamma"}  # gamma belongs to the replay windows
+        if algorithm == "residual":
+            learner.config = Spy(algorithm=algorithm, offline_critic="calql", conservative=ConservativeConfig(samples=1))  # type: ignore[arg-type]
+            learner.update(random_batch(learner.base), offline=True)
+    # gamma and failure_reward belong to the replay windows and their returns, the other two to the course of a run.
+    elsewhere = {"gamma", "failure_reward", "offline_actor", "critic_init"}
+    assert {f.name for f in fields(OffPolicyConfig)} - read <= elsewhere
     with pytest.raises(TypeError, match="gama"):
         OffPolicyConfig(gama=0.9)  # type: ignore[call-arg]
 
