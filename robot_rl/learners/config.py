@@ -147,7 +147,7 @@ class OffPolicyConfig:
         entropic = ("dsrl_na", "dsrl_sac", "residual_sac", "edit", "chunk_sac")
         readers: dict[str, tuple[tuple[str, ...], object]] = {
             "target_entropy_per_dim": (entropic, 0.0),
-            "entropy_backup": (entropic, False),
+            "entropy_backup": ((*entropic, "residual"), False),  # a deterministic actor has none: zero is subtracted
             "support_penalty": (("residual_sac", "edit"), 0.0),
             "normalize_q": (("residual_sac", "edit", "chunk_sac"), False),
             "bc_weight": (("chunk_sac",), 0.0),
