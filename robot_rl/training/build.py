@@ -89,7 +89,9 @@ def saved_critic(run: Path) -> dict[str, torch.Tensor]:
 def _chunk_critic(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerConfig | None) -> CriticEnsemble:
     """An ensemble that reads a state and the executed rows, shaped like the learner's."""
     if not isinstance(learner, OffPolicyConfig):
-        raise ValueError(f"head.kind={head.kind!r} chooses by its learner's critic: accepted is an off-policy learner's configuration")
+        raise ValueError(
+            f"head.kind={head.kind!r} chooses by its learner's critic: accepted is an off-policy learner's configuration"
+        )
     spec, generator = base.spec, torch.Generator().manual_seed(seeding.key("head critic", seed))
     width = spec.conditioning_dim + spec.n_action_steps * spec.action.dim
     return make_critic(learner, width, generator, torch.device("cpu"))

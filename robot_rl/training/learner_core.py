@@ -229,9 +229,7 @@ class LearnerCore:
         self.counters.actor_started_at = self.counters.env_steps
         self.counters.updates_owed = 0.0
 
-    def _pass_gate(
-        self, hold_out: HoldOut, before: int, update: Callable[[Any], Metrics], on_update: OnUpdate | None
-    ) -> None:
+    def _pass_gate(self, hold_out: HoldOut, before: int, update: Callable[[Any], Metrics], on_update: OnUpdate | None) -> None:
         """More warm-up until the critic ranks held-out episodes well enough; then they join the others.
 
         ``before``: updates of the warm-up without the gate. Ranks are looked at every ``GATE_BLOCK`` updates after them.
