@@ -21,7 +21,10 @@ LAZY = {
     "lerobot", "robosuite", "gymnasium_robotics", "matplotlib", "cv2", "wandb", "pandas", "pyarrow",
     "transformers", "peft", "ray", "accelerate", "starlette", "uvicorn", "websockets",
 }  # fmt: skip
-ROS = {"rclpy", "std_msgs", "std_srvs", "sensor_msgs", "geometry_msgs", "trajectory_msgs", "launch", "launch_ros"}
+ROS = {
+    "rclpy", "std_msgs", "std_srvs", "sensor_msgs", "geometry_msgs", "trajectory_msgs", "diagnostic_msgs", "lifecycle_msgs",
+    "rosgraph_msgs", "rcl_interfaces", "builtin_interfaces", "control_msgs", "launch", "launch_ros",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
