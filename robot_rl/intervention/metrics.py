@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ def measure(episode: Episode) -> InterventionMetrics:
     taken = list(dict.fromkeys(ids[human].tolist()))
     spans = [np.flatnonzero((ids == i) & (source == Source.HUMAN)) for i in taken]
     limit = 2.0 * (episode.meta.control_hz or 10.0)
-    retaken = sum(int(b[0] - a[-1]) <= limit for a, b in zip(spans, spans[1:], strict=False))
+    retaken = sum(int(b[0] - a[-1]) <= limit for a, b in itertools.pairwise(spans))
     return InterventionMetrics(
         steps=length,
         human_share=share[Source.HUMAN],
