@@ -186,9 +186,10 @@ class Shipper:
         status, told, _ = self.client.ask("GET", "/v1/inbox")
         if status != 200 or not isinstance(told.get("inbox"), str):
             raise TransferError(f"/v1/inbox: status {status}: {told.get('error', 'the learner takes no episodes')}")
-        if told["inbox"] != self._inbox:
+        target = f"{told['inbox']}.{self.robot}"
+        if target != self._inbox:
             assert self._ledger is not None
-            self._inbox = told["inbox"]
+            self._inbox = target
             self._done = self._ledger.read(self._inbox)
             self._marks = self._ledger.reward_marks(self._inbox)
 
