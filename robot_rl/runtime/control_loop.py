@@ -123,8 +123,11 @@ class ControlLoop:
             decision.step, self.step, decision.chunk, decision.chunk_base, identity, decision.weights_version
         )
 
-    def tick(self, now_ns: int | None = None) -> np.ndarray:
-        """The command (A,) for this control step, after arbiter and safety filter. Call :meth:`observe` before the next tick."""
+    def tick(self, now_ns: int | None = None, hold: SafetyFlag = SafetyFlag.NONE) -> np.ndarray:
+        """The command (A,) for this control step, after arbiter and safety filter. Call :meth:`observe` before the next tick.
+
+        ``hold`` names rules that the driver judged itself (a stale topic); with any of them the filter holds.
+        """
         if not self._running or self._pending is not None:
             raise RuntimeError("tick: begin an episode first, and observe the outcome of the last tick")
         now = time.monotonic_ns() if now_ns is None else now_ns
@@ -140,6 +143,7 @@ class ControlLoop:
         result = self.safety.filter(
             choice.command, now_ns=now, observation_stamp_ns=self._observation_stamp,
             operator_stamp_ns=choice.operator_stamp_ns, chunk_started=row is not None and row.chunk_started,
+            hold=hold,
         )  # fmt: skip
         if result.level >= SafetyLevel.HOLD:
             source = Source.SAFETY
@@ -160,6 +164,20 @@ class ControlLoop:
             stamp_ns=self._observation_stamp,
         )
         return command
+
+    def correct(
+        self, action: np.ndarray | None = None, source: Source | None = None, safety: SafetyFlag = SafetyFlag.NONE
+    ) -> None:
+        """Something behind this loop changed the last command (a guard): record what it really did. Nothing if no step is open."""
+        step = self._pending
+        if step is None:
+            return
+        if action is not None:
+            step.action = np.asarray(action, np.float32)
+            self._last = step.action
+        if source is not None:
+            step.source = source
+        step.safety |= safety
 
     def observe(
         self, observation: Observation, reward: float, terminated: bool, truncated: bool, stamp_ns: int | None = None

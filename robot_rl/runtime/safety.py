@@ -262,6 +262,7 @@ class SafetyFilter:
         observation_stamp_ns: int | None = None,
         operator_stamp_ns: int | None = None,
         chunk_started: bool = False,
+        hold: SafetyFlag = _NONE,
     ) -> SafetyResult:
         """One control tick.
 
@@ -272,6 +273,7 @@ class SafetyFilter:
                 when ``max_observation_age_s`` is set.
             operator_stamp_ns: of the operator's last message, given only while a person is in control.
             chunk_started: this is the first row of a new chunk.
+            hold: rules that were judged elsewhere (a driver's watchdog, the age of a topic) and ask for a hold.
 
         Raises:
             ValueError: ``command`` has another shape, or a needed stamp is missing: wiring errors, not motion.
@@ -282,7 +284,7 @@ class SafetyFilter:
         if command.shape != self._shape:
             raise ValueError(f"command has shape {command.shape}; accepted is {self._shape}")
         values: list[float] = command.tolist()
-        hold = 0
+        hold = int(hold)
         if self._watchdog_ns is not None or now_ns < self._now:
             hold |= self._watch(now_ns)
         self._now = now_ns

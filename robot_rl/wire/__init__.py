@@ -14,6 +14,7 @@ from robot_rl.wire.records import (
     RewardClose,
     SessionStatus,
     StepReward,
+    TaskState,
     WeightsNotice,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "SessionStatus",
     "Status",
     "StepReward",
+    "TaskState",
     "WeightsNotice",
     "WireError",
     "decode",

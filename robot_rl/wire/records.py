@@ -106,6 +106,7 @@ class EpisodeStatus:
     intervention_steps: int | None = key(None)
     seed: int | None = key(None)
     detail: str | None = key(None)  # why an episode was aborted, in words
+    robot_hash: str | None = key(None)  # of policy_node's robot description; the guard refuses to arm on another one
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,26 @@ class GuardEvent:
     wanted: float | None = key(None)
     sent: float | None = key(None)
     limit: float | None = key(None)
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """Ground truth of a simulated task after one control step; read by the environment's reward source and by evaluation only.
+
+    ``stamp_ns`` is that of the observation published with it. ``step`` counts control steps since the reset with ``seed``.
+    """
+
+    NAME: ClassVar[str] = "task/*"
+
+    env_id: str = key(place="name")
+    instruction: str = key(place="message")
+    stamp_ns: int = key()
+    seed: int = key()
+    step: int = key()
+    success: bool = key()
+    terminated: bool = key()
+    truncated: bool = key()
+    stage: str | None = key(None)
 
 
 @dataclass(frozen=True)
