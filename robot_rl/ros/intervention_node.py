@@ -26,7 +26,7 @@ from robot_rl.ros.base import OK, WARN, PlainNode, run
 from robot_rl.ros.commands import Hop
 from robot_rl.ros.conversion import from_stamp, joint_state, read_records, records_message
 from robot_rl.ros.graph_names import INTERVENTION_NODE, JOY, LEADER, LEADER_COMMAND, SPACENAV
-from robot_rl.ros.names import EPISODE_STATUS, ESTOP, EXECUTED, JOINT_STATES, OPERATOR_ACTION, OPERATOR_STATE, REWARD_EVENTS, REWARD_VALUE
+from robot_rl.ros.names import END_EPISODE, EPISODE_STATUS, ESTOP, EXECUTED, JOINT_STATES, OPERATOR_ACTION, OPERATOR_STATE, REWARD_EVENTS, REWARD_VALUE
 from robot_rl.ros.synchroniser import Feedback
 from robot_rl.wire import EpisodeStatus, OperatorState, StepReward
 
@@ -58,6 +58,7 @@ class InterventionNode(PlainNode):
         self.listen(DiagnosticArray, EPISODE_STATUS, self._on_episode, qos.STATE)
         self.listen(JointState, JOINT_STATES, self._on_joints, qos.SENSOR)
         self.create_service(SetBool, "~/engage", self._on_engage)
+        self._end = self.create_client(SetBool, END_EPISODE)
         self._joints: dict[str, float] = {}
         self._episode: EpisodeStatus | None = None
         self._sequence = 0
@@ -264,17 +265,23 @@ class InterventionNode(PlainNode):
                 self._estop.publish(Bool(data=True))
                 self.get_logger().error("e-stop pressed")
                 continue
-            episode = self._episode
-            if word in ("success", "failure") and episode is not None and episode.state in ("running", "paused", "ended", "committed"):
-                value = 1.0 if word == "success" else 0.0
-                step = max(episode.step, 1)
-                reward = StepReward(
-                    source="label", episode_id=episode.episode_id, event_id=new_ulid(), step=step, stamp_ns=0, kind="success",
-                    value=value, valid=True, recorded=False, terminal=episode.state == "running",
-                    model_id=f"human:{self.parameters['operator']}",
-                )  # fmt: skip
-                self._rewards.publish(records_message([reward], stamp, hardware_id=self.robot_id))
-                self._values.publish(Float64(data=value))
+            if word in ("success", "failure"):
+                self._verdict(word == "success", stamp)
+
+    def _verdict(self, success: bool, stamp: int) -> None:
+        """A running episode ends with it; an episode that has ended gets it as its label."""
+        episode = self._episode
+        if episode is None or episode.state not in ("running", "paused", "ended", "committed"):
+            return
+        if episode.state in ("running", "paused") and self._end.service_is_ready():
+            self._end.call_async(SetBool.Request(data=success))  # never awaited
+        elif episode.state in ("ended", "committed"):
+            reward = StepReward(
+                source="label", episode_id=episode.episode_id, event_id=new_ulid(), step=max(episode.step, 1), stamp_ns=0,
+                kind="success", value=float(success), valid=True, recorded=False, model_id=f"human:{self.parameters['operator']}",
+            )  # fmt: skip
+            self._rewards.publish(records_message([reward], stamp, hardware_id=self.robot_id))
+        self._values.publish(Float64(data=float(success)))
 
     def _check(self) -> tuple[int, str, dict[str, Any]]:
         now, level, values = time.monotonic_ns(), OK, {"refused_engagements": self._refused}
