@@ -53,7 +53,7 @@ class _Shared:
         self.table = table
         self.parameters = Parameters(self, table.all_parameters, lifecycle=lifecycle)
         self._checks: dict[str, Check] = {}
-        self._problems: dict[str, str] = {}
+        self._standing: dict[str, str] = {}
         self._last_logged: dict[str, float] = {}
         self.dropped = 0
         self._diagnostics = self.create_publisher(DiagnosticArray, DIAGNOSTICS, qos.DIAG)
@@ -78,9 +78,9 @@ class _Shared:
     def report_problem(self, key: str, text: str | None) -> None:
         """An ERROR that stays in diagnostics until ``text`` is None. Logged when it changes."""
         if text is None:
-            self._problems.pop(key, None)
-        elif self._problems.get(key) != text:
-            self._problems[key] = text
+            self._standing.pop(key, None)
+        elif self._standing.get(key) != text:
+            self._standing[key] = text
             self.get_logger().error(text)  # type: ignore[attr-defined]
 
     def log_sometimes(self: Any, key: str, text: str, period_s: float = 5.0) -> None:
@@ -104,7 +104,7 @@ class _Shared:
     def publish_diagnostics(self: Any) -> None:
         name = self.get_fully_qualified_name()
         statuses = []
-        problem = "; ".join(self._problems.values())
+        problem = "; ".join(self._standing.values())
         values = {"dropped_messages": self.dropped}
         statuses.append(_status(f"{name}: node", ERROR if problem else OK, problem or "ok", values, self.robot_id))
         for check, function in list(self._checks.items()):

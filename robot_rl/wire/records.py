@@ -225,6 +225,7 @@ class GuardEvent:
     wanted: float | None = key(None)
     sent: float | None = key(None)
     limit: float | None = key(None)
+    text: str | None = key(None)  # in words, with the remedy
 
 
 @dataclass(frozen=True)
