@@ -5,6 +5,7 @@ It tails stores, updates, and publishes; nobody waits for it. Its folder holds::
     status.json      heartbeat (LearnerStatus)
     checkpoints/     everything an exact resume of the learner needs
     in_use.json      versions the acting side may come back to (written there): they are not pruned
+    control.json     LearnerControl: pause, rates, an extra checkpoint (written by the owner)
 
 Published versions are never taken back: after a crash the learner goes on from its checkpoint under the next free number,
 because the acting side may be acting with the later ones.
@@ -16,7 +17,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from robot_rl.runtime.weights import Manifest, WeightChannel
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from robot_rl.training.config import LearnerProcessConfig, MixtureConfig
 from robot_rl.training.interrupt import Interrupted
+from robot_rl.training.learner_control import IN_USE, LearnerControl, read_control
 from robot_rl.training.learner_core import LearnerCore, LearningCounters
 from robot_rl.training.learner_status import LearnerState, LearnerStatus
 from robot_rl.types import Episode, RewardEvent, Stratum
 
 logger = logging.getLogger(__name__)
 
-IN_USE = "in_use.json"
 SLICE = 50  # updates between two looks at everything else
 HEARTBEAT_S = 0.5
 EARNING = (Stratum.ONLINE, Stratum.INTERVENTION)
@@ -87,6 +88,8 @@ class LearnerLoop:
         self._where: dict[str, int] = {}  # episode to the store it came from
         self._clock = self._published = self._saved = time.monotonic()
         self._polled = self._beaten = -float("inf")
+        self._defaults = settings, core.config
+        self.control = replace(LearnerControl(), checkpoints=read_control(folder).checkpoints)
         folder.mkdir(parents=True, exist_ok=True)
         self.beat("starting")
 
@@ -122,15 +125,31 @@ class LearnerLoop:
         self.counters.wall_seconds += now - self._clock
         self._clock = now
         if now - self._polled >= self.settings.poll_s:
+            self._obey(read_control(self.folder))
             self._ingest_news()
             self._polled = time.monotonic()
-        worked = self._learn()
+        worked = not self.control.paused and self._learn()
         if self._publication_due():
             self.publish()
         if time.monotonic() - self._saved >= self.core.config.schedule.checkpoint_every_s:
             self.checkpoint()
-        self._beat_if_due("learning" if self.core.warm else "collecting")
+        self._beat_if_due("paused" if self.control.paused else "learning" if self.core.warm else "collecting")
         return worked
+
+    def _obey(self, control: LearnerControl) -> None:
+        if control == self.control:
+            return
+        before, self.control = self.control, control
+        settings, config = self._defaults
+        schedule = replace(
+            config.schedule,
+            checkpoint_every_s=control.checkpoint_every_s or config.schedule.checkpoint_every_s,
+            updates_per_step=control.updates_per_step or config.schedule.updates_per_step,
+        )
+        self.settings = replace(settings, publish_every_s=control.publish_every_s or settings.publish_every_s)
+        self.core.config = replace(config, schedule=schedule)
+        if control.checkpoints > before.checkpoints:
+            self.checkpoint()
 
     def _learn(self) -> bool:
         core = self.core
@@ -250,6 +269,7 @@ class LearnerLoop:
         state = {
             **self.core.state(),
             "counters": dict(vars(self.counters)),
+            "stores": [str(path) for path in self.stores],
             "episodes": [[self._where[i], i] for i in ids],
             "cursors": [cursors[str(path)] for path in self.stores],
             "logs": self.core.folder.log_sizes(["metrics.jsonl"]),
@@ -274,7 +294,11 @@ class LearnerLoop:
         self.core.counters = LoopCounters(**state["counters"])
         self.core.folder.rewind_logs(state["logs"], ["metrics.jsonl"])
         opened: dict[int, EpisodeStore] = {}
-        for index, episode_id in state["episodes"]:
+        told = [Path(p) for p in state.get("stores", map(str, self.stores))]  # robots may have come and gone since
+        now_at = {i: self.stores.index(p) for i, p in enumerate(told) if p in self.stores}
+        for told_index, episode_id in state["episodes"]:
+            if (index := now_at.get(told_index, -1)) < 0:
+                continue
             if index not in opened:
                 opened[index] = EpisodeStore.open(self.stores[index])
             try:
@@ -289,7 +313,7 @@ class LearnerLoop:
             store.close()
         # Reward logs are read again from their start: events change nothing twice, and the tailer then knows all of them.
         cursors: dict[str, dict[str, Any]] = {
-            str(path): {**cursor, "rewards": {}} for path, cursor in zip(self.stores, state["cursors"], strict=False)
+            str(path): {**cursor, "rewards": {}} for path, cursor in zip(told, state["cursors"], strict=False)
         }
         self._tailer = StoreTailer(self.stores, keys=self._keys, cursors=cursors)
         self.beat("starting")
