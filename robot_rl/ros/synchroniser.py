@@ -323,8 +323,8 @@ class Feedback:
         self.joints: dict[str, tuple[float, int]] = {}
         self.pose: tuple[np.ndarray, int] | None = None
         self.subscriptions = []
-        if robot.feedback.joint_states:
-            self.subscriptions.append(node.listen(JointState, robot.feedback.joint_states, self._on_joints, qos.SENSOR))
+        for topic in robot.joint_topics:
+            self.subscriptions.append(node.listen(JointState, topic, self._on_joints, qos.SENSOR))
         if robot.feedback.tool_pose:
             self.subscriptions.append(node.listen(PoseStamped, robot.feedback.tool_pose, self._on_pose, qos.SENSOR))
 
