@@ -87,6 +87,8 @@ class EnvironmentSource:
                 reached = k
             rewards[k - 1] += 0.0 if np.isnan(sample.reward) else sample.reward
         if self.mode == "dense":
+            if all(np.isnan(s.reward) for s in inside):
+                return ScoreBatch.failed(steps, "no_context")
             value = rewards.astype(np.float32)
         else:
             value = np.full(trace.length, -1.0 if self.mode == "sparse_minus1" else 0.0, np.float32)
