@@ -24,7 +24,7 @@ LADDER = ((signal.SIGINT, 15.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
 STOP_RANK = {"policy_node": 0, "sim_node": 2, "guard_node": 3}
 """The policy goes first and the guard last; everything else in between."""
 CRASH_WINDOW_S, CRASH_LIMIT = 60.0, 5
-BOOTSTRAP = ("_ROS_WHEELS_BOOTSTRAP_COMPLETE", "LD_LIBRARY_PATH")
+IMPORT_S = 15.0
 
 
 def parameter_file(spec: NodeSpec, folder: Path) -> Path:
@@ -74,6 +74,12 @@ class Process:
     crashes: deque[float] = field(default_factory=deque)
     restart_at: float = 0.0
     given_up: bool = False
+    stopped: float = 0.0
+
+    @property
+    def too_young(self) -> bool:
+        """Ended by our SIGINT while its interpreter was still importing, before it could say how it wants to end."""
+        return self.popen.returncode == -signal.SIGINT and self.stopped - self.started < IMPORT_S
 
     @property
     def pid(self) -> int:
@@ -142,7 +148,7 @@ class Supervisor:
         """End everything, the policy first and the guard last; gives the exit code of each process."""
         for rank in sorted({self._rank(p) for p in self.processes.values()}):
             self._end([p for p in self.processes.values() if self._rank(p) == rank])
-        codes = {name: p.popen.returncode for name, p in self.processes.items()}
+        codes = {name: 0 if p.too_young else p.popen.returncode for name, p in self.processes.items()}
         if self._temporary is not None:
             self._temporary.cleanup()
         return codes
@@ -157,6 +163,7 @@ class Supervisor:
             living = [p for p in processes if p.alive]
             for p in living:
                 try:
+                    p.stopped = p.stopped or time.monotonic()
                     if number == signal.SIGKILL:
                         os.killpg(p.pid, number)  # children of ours that hang go too
                     else:
