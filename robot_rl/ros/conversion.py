@@ -18,6 +18,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped, TwistStamped, WrenchStamped
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Header
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from robot_rl.wire.codec import MAX_STATUSES, MAX_VALUES, Status, WireError, decode, encode
 
@@ -242,4 +243,16 @@ def camera_info(width: int, height: int, fovy_deg: float, stamp_ns: int, frame: 
         p=[f, 0.0, cx, 0.0, 0.0, f, cy, 0.0, 0.0, 0.0, 1.0, 0.0],
     )  # fmt: skip
     message.header.stamp, message.header.frame_id = to_stamp(stamp_ns), frame
+    return message
+
+
+def chunk_message(chunk: np.ndarray, names: Sequence[str], stamp_ns: int, period_s: float) -> JointTrajectory:
+    """A policy's chunk (H, A) for tools and bags: row i is due ``i * period_s`` after the observation it was computed from."""
+    message = JointTrajectory(joint_names=list(names))
+    message.header.stamp = to_stamp(stamp_ns)
+    for i, row in enumerate(chunk):
+        point = JointTrajectoryPoint(positions=[float(x) for x in row])
+        due = round(i * period_s * 1e9)
+        point.time_from_start.sec, point.time_from_start.nanosec = due // 1_000_000_000, due % 1_000_000_000
+        message.points.append(point)
     return message

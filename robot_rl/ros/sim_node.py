@@ -216,7 +216,8 @@ class SimNode(PlainNode):
             t = self.sim.truth
             state = TaskState(
                 env_id=self.sim.env_id, instruction=self.sim.instruction, stamp_ns=stamp, seed=t.seed, step=t.step,
-                success=t.success, terminated=t.terminated, truncated=t.truncated, stage=t.stage or None,
+                success=t.success, terminated=t.terminated, truncated=t.truncated, reward=t.reward,
+                stage=t.stage or None,
             )  # fmt: skip
             self._task.publish(conversion.records_message([state], stamp, hardware_id=self.robot_id))
         if self._clock_topic is not None:

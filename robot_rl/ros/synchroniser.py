@@ -153,6 +153,8 @@ class Synchroniser:
         self._pictures: dict[str, tuple[int, np.ndarray]] = {}
         self._digests: dict[str, tuple[int, int, int]] = {}  # camera: digest, first arrival with it, last stamp
         self._lock = threading.Lock()
+        self._arrived = threading.Event()
+        self.anchor = self._anchor_topic()
         self.repeated = 0
         self.skews: deque[int] = deque(maxlen=200)
         self._last_images: tuple[int, ...] = ()
@@ -171,6 +173,8 @@ class Synchroniser:
         def store(message: Any) -> None:
             with self._lock:
                 stream.add(message, self.node.now_ns(), self.clock())
+            if topic == self.anchor:
+                self._arrived.set()
 
         self.subscriptions.append(self.node.listen(TYPES[type_name], topic, store, profile))
 
@@ -178,6 +182,20 @@ class Synchroniser:
         for subscription in self.subscriptions:
             self.node.destroy_subscription(subscription)
         self.subscriptions.clear()
+
+    def _anchor_topic(self) -> str:
+        """The topic that sets the pace: the first camera, or the first stamped state."""
+        if self.robot.sync.anchor == "images" and self.robot.images:
+            return next(iter(self.robot.images.values())).topic
+        stamped = [s.topic for sources in self.robot.states.values() for s in sources if s.stamped]
+        return stamped[0] if stamped else next(iter(self.streams), "")
+
+    def wait_for_anchor(self, older_than_ns: int, timeout_s: float) -> None:
+        """Wait up to ``timeout_s`` for a fresh anchor when the newest one is older than that; for a tick right behind a driver."""
+        age = self.streams[self.anchor].age_ns(self.clock()) if self.anchor in self.streams else None
+        if age is not None and age > older_than_ns:
+            self._arrived.clear()
+            self._arrived.wait(timeout_s)
 
     def forget(self) -> None:
         """After a jump of the clock: everything received belongs to another time."""

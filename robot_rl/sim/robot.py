@@ -38,6 +38,7 @@ class Truth:
     terminated: bool
     truncated: bool
     stage: str = ""
+    reward: float = 0.0
 
 
 class SimulatedRobot(Protocol):
@@ -129,9 +130,11 @@ class TabletopRobot:
             return False
         self._observed, success, stage = self.env.assess()
         step = self.truth.step + 1
+        reward = float(success and not self.truth.success)  # sparse: 1 on the step that reaches success
         success = success or self.truth.success  # reached once is reached; the physics go on until the reset
         truncated = not success and step >= self.env.spec.max_episode_steps
-        self.truth = Truth(self._seed, step, success, success, truncated or self.truth.truncated, "done" if success else stage)
+        truncated = truncated or self.truth.truncated
+        self.truth = Truth(self._seed, step, success, success, truncated, "done" if success else stage, reward)
         return True
 
     def _apply(self) -> None:
@@ -221,9 +224,9 @@ class SteppedRobot:
     def advance(self) -> bool:
         if self.truth.terminated or self.truth.truncated:
             return True  # the episode is over: the world stands still until the reset
-        self._observed, _, terminated, truncated, info = self.env.step(self._action)
+        self._observed, reward, terminated, truncated, info = self.env.step(self._action)
         success = bool(info["success"]) or self.truth.success
-        self.truth = Truth(self._seed, self.truth.step + 1, success, terminated, truncated, str(info.get("stage", "")))
+        self.truth = Truth(self._seed, self.truth.step + 1, success, terminated, truncated, str(info.get("stage", "")), reward)
         return True
 
     def joints(self) -> dict[str, tuple[float, float]]:

@@ -245,6 +245,7 @@ class TaskState:
     success: bool = key()
     terminated: bool = key()
     truncated: bool = key()
+    reward: float | None = key(None)  # of the last control step
     stage: str | None = key(None)
 
 
