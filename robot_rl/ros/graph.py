@@ -353,6 +353,14 @@ def _fleet(a: Arguments) -> list[NodeSpec]:
     return nodes
 
 
+def _learner(a: Arguments) -> list[NodeSpec]:
+    if not a["recipe"]:
+        raise GraphError("recipe is empty: accepted is a name in configs/ or a path")
+    home = _Robot(a, a["namespace"], sim=False, local=False, run_dir=_need_run_dir(a))
+    learner = home.learner(a.names("robots") or ["robot"], a.names("stores"))
+    return [learner, home.monitor([learner])]
+
+
 GRAPHS: dict[str, GraphSpec] = {
     g.name: g
     for g in (
@@ -368,6 +376,17 @@ GRAPHS: dict[str, GraphSpec] = {
             "recording by hand: no policy, no learner",
             (*COMMON, *_but(SIM, env=""), ArgSpec("task", "", "instruction"), ArgSpec("store", "", "episode store; empty: store in run_dir")),
             _teleop,
+        ),
+        GraphSpec(
+            "learner",
+            "the learner's side where robots share no folder with it",
+            (
+                *(x for x in COMMON if x.name not in ("robot", "operator")),
+                *(x for x in LEARNING if x.name in ("policy", "recipe", "device", "gate", "http_bind", "http_port", "token_file")),
+                ArgSpec("robots", "", "robots that ship to it, separated by commas; empty: robot"),
+                ArgSpec("stores", "", "more episode stores, separated by commas"),
+            ),
+            _learner,
         ),
         GraphSpec(
             "fleet",

@@ -106,6 +106,7 @@ class MonitorNode(PlainNode):
         if self._up:
             if m.state == "active":
                 m.failed = ""
+                self.report_problem(m.name, None)
                 return True
             if m.failed or self._estop:
                 return False

@@ -27,6 +27,7 @@ ARGUMENTS = [
     ("sim_session", {"policy": "base", "run_dir": "run", "recipe": "quickstart", "seed": "7", "images": "jpeg", "realtime_factor": "5", "rewards": "environment,human", "fastdds_profile": "none"}),
     ("teleop_session", {"robot": "sim_arm", "run_dir": "run"}),
     ("teleop_session", {"robot": "sim_arm", "run_dir": "run", "env": "tabletop/Lift", "operator": "keyboard"}),
+    ("learner", {"policy": "base", "run_dir": "run", "recipe": "quickstart", "robots": "arm_1,arm_2", "http_bind": "0.0.0.0", "token_file": "token"}),
     ("fleet", {"policy": "base", "run_dir": "run", "n": "3", "env": "tabletop/Lift", "recipe": "quickstart"}),
     ("fleet", {"policy": "base", "run_dir": "run", "robots": "left,right", "namespace": "hall", "params_file": "more.yaml", "rewards": "none"}),
 ]  # fmt: skip
