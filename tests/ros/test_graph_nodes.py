@@ -65,6 +65,8 @@ def test_learner_side_nodes_on_a_real_graph(tmp_path):
         probe.until(lambda: any(s.phase == "ready" for s in probe.records(session, SessionStatus)), "the session is ready", also=look)
 
         # ---- the graph shows what the tables say
+        there = lambda: {n for n, where in probe.node.get_node_names_and_namespaces() if where == f"/{SPACE}"}  # noqa: E731
+        probe.until(lambda: {s.executable for s in specs} <= there(), "every node is discovered")
         for name in ("intervention_node", "monitor_node", "reward_node"):
             table = ALL_NODES[name]
             shown = dict(probe.node.get_publisher_names_and_types_by_node(name, f"/{SPACE}"))
