@@ -38,13 +38,13 @@ class EnvironmentSource:
     mode: Literal["sparse01", "sparse_minus1", "dense"] = "sparse01"
     end_on_success: bool = True
     keep: int = 20_000
-    coverage: Coverage = field(default="every_step", init=False)
     needs: frozenset[str] = field(default=frozenset({"task_state"}), init=False)
 
     def __post_init__(self) -> None:
         if self.mode not in ("sparse01", "sparse_minus1", "dense"):
             raise ValueError(f"mode={self.mode!r}: accepted are sparse01, sparse_minus1, dense")
         self.kind = RewardKind.SUCCESS if self.mode == "sparse01" else RewardKind.DENSE
+        self.coverage: Coverage = "on_event" if self.mode == "sparse01" else "every_step"
         self._samples: deque[TaskSample] = deque(maxlen=self.keep)
         self._guard = threading.Lock()
 
@@ -87,9 +87,14 @@ class EnvironmentSource:
                 reached = k
             rewards[k - 1] += 0.0 if np.isnan(sample.reward) else sample.reward
         if self.mode == "dense":
+            if all(np.isnan(s.reward) for s in inside):
+                return ScoreBatch.failed(steps, "no_context")
             value = rewards.astype(np.float32)
+        elif self.mode == "sparse01":  # zeros need no events: the verdict makes everything else zero
+            steps = np.array([reached] if reached > 0 else [], np.int64)
+            value = np.ones(len(steps), np.float32)
         else:
-            value = np.full(trace.length, -1.0 if self.mode == "sparse_minus1" else 0.0, np.float32)
+            value = np.full(trace.length, -1.0, np.float32)
             if reached > 0:
-                value[reached - 1] = 0.0 if self.mode == "sparse_minus1" else 1.0
-        return ScoreBatch(steps, value, np.ones(trace.length, bool), ("",) * trace.length, reached > 0, reached)
+                value[reached - 1] = 0.0
+        return ScoreBatch(steps, value, np.ones(len(steps), bool), ("",) * len(steps), reached > 0, reached)

@@ -131,7 +131,7 @@ class LearnerNode(ManagedNode):
         if self.server is not None:
             self.server.close()
         if self.process is not None:
-            self.process.stop(patience_s=8.0)
+            self.process.stop(patience_s=5.0, kill=False)
         self.server = self.process = None
 
     # ---- work

@@ -54,7 +54,7 @@ class MonitorNode(PlainNode):
         p = self.parameters
         p.check()
         self._nodes = [Managed(name) for name in p["managed"]]
-        self._clients = {
+        self._lifecycle = {
             m.name: (self.create_client(GetState, f"{m.name}/get_state"), self.create_client(ChangeState, f"{m.name}/change_state"))
             for m in self._nodes
         }
@@ -106,6 +106,7 @@ class MonitorNode(PlainNode):
         if self._up:
             if m.state == "active":
                 m.failed = ""
+                self.report_problem(m.name, None)
                 return True
             if m.failed or self._estop:
                 return False
@@ -127,7 +128,7 @@ class MonitorNode(PlainNode):
         return True
 
     def _ask_state(self, m: Managed, now: float) -> None:
-        get, _ = self._clients[m.name]
+        get, _ = self._lifecycle[m.name]
         if not get.service_is_ready():
             if m.state not in ("unknown", "gone"):
                 self.get_logger().warning(f"{m.name} is gone")
@@ -137,7 +138,7 @@ class MonitorNode(PlainNode):
         m.future, m.what, m.asked = get.call_async(GetState.Request()), "get_state", now
 
     def _change(self, m: Managed, transition: int, what: str, now: float) -> None:
-        _, change = self._clients[m.name]
+        _, change = self._lifecycle[m.name]
         if change.service_is_ready():
             request = ChangeState.Request(transition=Transition(id=transition))
             m.future, m.what, m.asked = change.call_async(request), what, now
@@ -148,9 +149,9 @@ class MonitorNode(PlainNode):
             return
         limit = self.parameters["configure_timeout_s"] + 5.0
         if not m.future.done():
-            get, _ = self._clients[m.name]
+            get, _ = self._lifecycle[m.name]
             if now - m.asked > limit or (m.what == "get_state" and now - m.asked > limit) or not get.service_is_ready():
-                self._clients[m.name][m.what != "get_state"].remove_pending_request(m.future)
+                self._lifecycle[m.name][m.what != "get_state"].remove_pending_request(m.future)
                 m.future, m.state, m.since = None, "unknown", now
                 if now - m.asked > limit:
                     self.report_problem(m.name, f"{m.name} has not answered {m.what} for {limit:.0f} s")

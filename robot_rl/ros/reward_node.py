@@ -23,7 +23,7 @@ from std_srvs.srv import Trigger
 from robot_rl.rewards.source import EpisodeTrace, FrameBatch, RewardSource, ScoreBatch, SourceCounts
 from robot_rl.ros import qos
 from robot_rl.ros.base import OK, WARN, ManagedNode, run
-from robot_rl.ros.conversion import from_stamp, read_records, records_message
+from robot_rl.ros.conversion import read_records, records_message
 from robot_rl.ros.graph_names import REWARD_NODE
 from robot_rl.ros.names import EPISODE_STATUS, REWARD_EVENTS, REWARD_VALUE, TASK_STATE, NodeTable
 from robot_rl.wire import EpisodeStatus, RewardClose, StepReward, TaskState
@@ -134,13 +134,11 @@ class RewardNode(ManagedNode):
     def _on_task(self, message: DiagnosticArray) -> None:
         from robot_rl.rewards.environment import TaskSample
 
-        stamp = from_stamp(message.header.stamp)
         for truth in read_records(message, TaskState):
-            success = bool(truth.success)
-            reward = float("nan") if truth.reward is None else truth.reward
-            self.source.feed(TaskSample(stamp, reward, success, bool(truth.terminated)))  # type: ignore[union-attr]
+            stamp = truth.stamp_ns
+            self.source.feed(TaskSample(stamp, success=truth.success, terminated=truth.terminated))  # type: ignore[union-attr]
             running = self._running
-            if success and running is not None and running.episode_id not in self._live:
+            if truth.success and running is not None and running.episode_id not in self._live:
                 step = self._step_of(running, stamp)
                 frames = FrameBatch({}, np.array([step]), np.array([stamp]), running.task or "")
                 self._live[running.episode_id] = []

@@ -114,8 +114,11 @@ class LearnerProcess:
             return f"{status.state}, {status.env_steps:,} steps"
         return f"version {status.version}, {status.updates:,} updates, {status.updates_owed:,.0f} owed"
 
-    def stop(self, patience_s: float = 30.0) -> None:
-        """Ask the learner to save and end; kill it when it does not within ``patience_s``."""
+    def stop(self, patience_s: float = 30.0, *, kill: bool = True) -> None:
+        """Ask the learner to save and end; kill it when it does not within ``patience_s``.
+
+        Without ``kill`` it is left to finish its checkpoint on its own; whoever starts next waits for it.
+        """
         process, self._process = self._process, None
         if process is None:
             return
@@ -124,6 +127,9 @@ class LearnerProcess:
             try:
                 process.wait(patience_s)
             except subprocess.TimeoutExpired:
+                if not kill:
+                    self.progress.log("learner: still saving; it ends on its own")
+                    return
                 self.progress.log(f"learner: did not stop within {patience_s:.0f} s; it is killed")
                 process.kill()
                 process.wait()
