@@ -25,7 +25,10 @@ def up(argv: Sequence[str]) -> int:
     try:
         spec = graph(given.graph)
         if given.show_args:
-            rows = [{"argument": a.name, "default": a.default, "accepted": a.accepted, "description": a.description} for a in spec.args]
+            rows = [
+                {"argument": a.name, "default": a.default, "accepted": a.accepted, "description": a.description}
+                for a in spec.args
+            ]
             emit(rows, given.json)
             return OK
         words = {}
@@ -45,7 +48,9 @@ def up(argv: Sequence[str]) -> int:
     import importlib.util
 
     if importlib.util.find_spec("rclpy") is None:
-        raise UsageError("rclpy is not installed: pip install 'robot_rl[ros]' (Linux x86-64), or source a ROS 2 Jazzy installation")
+        raise UsageError(
+            "rclpy is not installed: pip install 'robot_rl[ros]' (Linux x86-64), or source a ROS 2 Jazzy installation"
+        )
     from robot_rl.ros.starting import up as run
 
     return run(nodes, seconds=given.seconds)

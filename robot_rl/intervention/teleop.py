@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -96,7 +96,9 @@ class Gamepad(TeleopDevice):
     ``axes`` are those of x, y, z, roll, pitch, yaw in the message; -1 for none.
     """
 
-    def __init__(self, name: str = "joy", buttons: Buttons | None = None, axes: Sequence[int] = (1, 0, 4, -1, -1, 3), **more: Any):
+    def __init__(
+        self, name: str = "joy", buttons: Buttons | None = None, axes: Sequence[int] = (1, 0, 4, -1, -1, 3), **more: Any
+    ):
         super().__init__(name, **more)
         self.buttons, self.axes = buttons or Buttons(), tuple(axes)
         self._down: set[int] = set()
@@ -193,7 +195,16 @@ class Keyboard(TeleopDevice):
     w/s forward and back, a/d left and right, r/f up and down, q/e turn, g gripper, y success, n failure, x e-stop.
     """
 
-    KEYS = {"w": (0, 1.0), "s": (0, -1.0), "a": (1, 1.0), "d": (1, -1.0), "r": (2, 1.0), "f": (2, -1.0), "q": (5, 1.0), "e": (5, -1.0)}
+    KEYS: ClassVar[dict[str, tuple[int, float]]] = {
+        "w": (0, 1.0),
+        "s": (0, -1.0),
+        "a": (1, 1.0),
+        "d": (1, -1.0),
+        "r": (2, 1.0),
+        "f": (2, -1.0),
+        "q": (5, 1.0),
+        "e": (5, -1.0),
+    }
     RELEASE_S = 1.0
     STEP_S = 0.15
     DEBOUNCE_S = 0.2

@@ -15,6 +15,7 @@ import tarfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -191,10 +192,8 @@ def _store_for(store: Path, file: BinaryIO) -> StoreSpec:
             k: getattr(spec, k)
             for k in ("noise_shape", "chunk_horizon", "stats_hash", "flush_interval_s", "image_codec", "jpeg_quality")
         }
-        try:
+        with suppress(FileExistsError):  # another connection was first
             EpisodeStore.create(store, observation_features=spec.observation_features, action=spec.action, **options).close()
-        except FileExistsError:  # another connection was first
-            pass
     have, got = StoreSpec.from_json(read_info(store)).to_json(), spec.to_json()
     for name in PROMISES:
         if have[name] != got[name]:

@@ -71,7 +71,9 @@ class ScoreBatch:
 
     def __post_init__(self) -> None:
         if not len(self.steps) == len(self.value) == len(self.valid):
-            raise ValueError(f"{len(self.steps)} steps, {len(self.value)} values, {len(self.valid)} valid: accepted are equal counts")
+            raise ValueError(
+                f"{len(self.steps)} steps, {len(self.value)} values, {len(self.valid)} valid: accepted are equal counts"
+            )
         if (np.isfinite(self.value) != np.asarray(self.valid, bool)).any():
             raise ValueError("a value is finite if and only if it is valid")
 

@@ -136,7 +136,9 @@ class RobotRecording:
             else:
                 wrong.append(f"{self._topic(f'executed/{channel.name}')} or {self._topic(channel.command.topic)} (missing)")
         if wrong:
-            raise FormatError(f"{self.bag.path}: robot {self.robot.name!r} needs {'; '.join(wrong)}; the bag has {sorted(self.bag.topics)}")
+            raise FormatError(
+                f"{self.bag.path}: robot {self.robot.name!r} needs {'; '.join(wrong)}; the bag has {sorted(self.bag.topics)}"
+            )
 
     def _read(self) -> list[Span]:
         """One pass over everything but pictures, of which only stamps are kept."""
@@ -177,7 +179,9 @@ class RobotRecording:
             elif state in ("ended", "aborted", "committed") and start is not None and name == start[1]:
                 success = {"success": True, "failure": False}.get(values.get("outcome", ""))
                 if state != "aborted":
-                    spans.append(Span(start[0], min(int(values.get("ended_ns", stamp)), last), name, success, values.get("task", "")))
+                    spans.append(
+                        Span(start[0], min(int(values.get("ended_ns", stamp)), last), name, success, values.get("task", ""))
+                    )
                 start = None
         return spans or [Span(first, last)]
 
@@ -189,7 +193,7 @@ class RobotRecording:
             "control_hz": self.robot.rates.control_hz, "robot": self.robot.name, "robot_hash": self.robot.hash,
             "action_limits": "robot description", "commands": dict(self._command_topic),
         }  # fmt: skip
-        return ImportSource(self.robot.features, self.robot.action_spec, len(wanted), self.options.task or "", "mcap", extra)
+        return ImportSource(self.robot.features, self.robot.action_spec(), len(wanted), self.options.task or "", "mcap", extra)
 
     def episodes(self) -> Iterator[Episode]:
         for index in self.options.select(range(len(self._spans)), self.bag.path):
@@ -308,4 +312,6 @@ def _resized(image: np.ndarray, source: ImageSource) -> np.ndarray:
         return image
     from PIL import Image
 
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((source.shape[1], source.shape[0]), Image.Resampling.BILINEAR))
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(image)).resize((source.shape[1], source.shape[0]), Image.Resampling.BILINEAR)
+    )

@@ -95,7 +95,10 @@ class GraphSpec:
         for name, value in given.items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
-                wrong.append(f"{name}:={value}: no such argument of {self.name}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"))
+                wrong.append(
+                    f"{name}:={value}: no such argument of {self.name}; "
+                    + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
+                )
                 continue
             arg = known[name]
             if arg.boolean and value not in ("true", "false", "1", "0"):
@@ -141,7 +144,9 @@ COMMON = (
     ArgSpec("use_sim_time", "false", "take time from /clock", boolean=True),
     ArgSpec("params_file", "", "YAML file with parameters, over those of configs/ros/"),
     ArgSpec("log_level", "info", "of every node", ("debug", "info", "warn", "error", "fatal")),
-    ArgSpec("autostart", "true", "configure and activate lifecycle nodes; false leaves every step to ros2 lifecycle", boolean=True),
+    ArgSpec(
+        "autostart", "true", "configure and activate lifecycle nodes; false leaves every step to ros2 lifecycle", boolean=True
+    ),
     ArgSpec("use_respawn", "true", "start nodes again when they die", boolean=True),
     ArgSpec("operator", "joy", "devices of the person, separated by commas; none: nobody"),
     ArgSpec("fastdds_profile", "auto", "auto: the shipped profile for images; none; or a path"),
@@ -215,7 +220,9 @@ class _Robot:
         files = [str(shipped)] if shipped.is_file() else []
         self.files = tuple([*files, *([a["params_file"]] if a["params_file"] else [])])
 
-    def node(self, executable: str, order: int, params: Mapping[str, Any], *, name: str = "", delay: float = 1.0, **more: Any) -> NodeSpec:
+    def node(
+        self, executable: str, order: int, params: Mapping[str, Any], *, name: str = "", delay: float = 1.0, **more: Any
+    ) -> NodeSpec:
         lifecycle = ALL_NODES[executable].lifecycle
         common = {"use_sim_time": self.sim_time, "robot_id": self.namespace}
         return NodeSpec(
@@ -293,14 +300,22 @@ class _Robot:
         if not a["learner_url"]:
             return []
         if not self.store:
-            raise GraphError("learner_url is given, and neither store nor run_dir is: accepted is a folder whose episodes are shipped")
+            raise GraphError(
+                "learner_url is given, and neither store nor run_dir is: accepted is a folder whose episodes are shipped"
+            )
         words = [self.store, "--url", a["learner_url"], "--robot", self.namespace.replace("/", ".") or "robot"]
         words += ["--token-file", a["token_file"]] if a["token_file"] else []
-        return [NodeSpec(SHIPPER, SHIPPER, self.namespace, env=self.env, respawn=a.true("use_respawn"), order=5, arguments=tuple(words))]
+        return [
+            NodeSpec(
+                SHIPPER, SHIPPER, self.namespace, env=self.env, respawn=a.true("use_respawn"), order=5, arguments=tuple(words)
+            )
+        ]
 
     def monitor(self, others: list[NodeSpec]) -> NodeSpec:
         managed = [n.name for n in sorted(others, key=lambda n: n.order) if n.managed and n.namespace == self.namespace]
-        return self.node("monitor_node", 3, {"managed": managed, "autostart": self.a.true("autostart"), "run_dir": self.run_dir})
+        return self.node(
+            "monitor_node", 3, {"managed": managed, "autostart": self.a.true("autostart"), "run_dir": self.run_dir}
+        )
 
 
 def _need_run_dir(a: Arguments) -> str:
@@ -347,9 +362,9 @@ def _fleet(a: Arguments) -> list[NodeSpec]:
             own.append(robot.simulation(i, clock=False))
         nodes += [*own, robot.monitor(own)]
     if a["recipe"] and not a["learner_url"]:
-        home = _Robot(a, f"{top}/learner".strip("/"), sim=False, local=bool(a["env"]), run_dir=run_dir)
-        learner = home.learner(under, stores)
-        nodes += [learner, home.monitor([learner])]
+        there = _Robot(a, f"{top}/learner".strip("/"), sim=False, local=bool(a["env"]), run_dir=run_dir)
+        learner = there.learner(under, stores)
+        nodes += [learner, there.monitor([learner])]
     return nodes
 
 
@@ -364,7 +379,12 @@ def _learner(a: Arguments) -> list[NodeSpec]:
 GRAPHS: dict[str, GraphSpec] = {
     g.name: g
     for g in (
-        GraphSpec("session", "a real robot whose drivers run already", (*COMMON, *LEARNING, *EPISODES), lambda a: _session(a, sim=False)),
+        GraphSpec(
+            "session",
+            "a real robot whose drivers run already",
+            (*COMMON, *LEARNING, *EPISODES),
+            lambda a: _session(a, sim=False),
+        ),
         GraphSpec(
             "sim_session",
             "a simulated robot and the whole graph",
@@ -374,7 +394,12 @@ GRAPHS: dict[str, GraphSpec] = {
         GraphSpec(
             "teleop_session",
             "recording by hand: no policy, no learner",
-            (*COMMON, *_but(SIM, env=""), ArgSpec("task", "", "instruction"), ArgSpec("store", "", "episode store; empty: store in run_dir")),
+            (
+                *COMMON,
+                *_but(SIM, env=""),
+                ArgSpec("task", "", "instruction"),
+                ArgSpec("store", "", "episode store; empty: store in run_dir"),
+            ),
             _teleop,
         ),
         GraphSpec(
@@ -382,7 +407,11 @@ GRAPHS: dict[str, GraphSpec] = {
             "the learner's side where robots share no folder with it",
             (
                 *(x for x in COMMON if x.name not in ("robot", "operator")),
-                *(x for x in LEARNING if x.name in ("policy", "recipe", "device", "gate", "http_bind", "http_port", "token_file")),
+                *(
+                    x
+                    for x in LEARNING
+                    if x.name in ("policy", "recipe", "device", "gate", "http_bind", "http_port", "token_file")
+                ),
                 ArgSpec("robots", "", "robots that ship to it, separated by commas; empty: robot"),
                 ArgSpec("stores", "", "more episode stores, separated by commas"),
             ),
@@ -392,7 +421,9 @@ GRAPHS: dict[str, GraphSpec] = {
             "fleet",
             "many robots, one learner",
             (
-                *_but((*COMMON, *LEARNING, *_but(SIM, env=""), *EPISODES), operator="none", rewards="environment", robot="sim_arm"),
+                *_but(
+                    (*COMMON, *LEARNING, *_but(SIM, env=""), *EPISODES), operator="none", rewards="environment", robot="sim_arm"
+                ),
                 ArgSpec("robots", "", "namespaces, separated by commas; empty: robot_0 ... robot_<n-1>"),
                 ArgSpec("n", "4", "how many robots where none are named"),
             ),

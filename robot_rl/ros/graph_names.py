@@ -6,8 +6,25 @@
 from __future__ import annotations
 
 from robot_rl.ros.names import (
-    DIAGNOSTICS, EPISODE_STATUS, ESTOP, HEARTBEAT, METRICS, NODES, OPERATOR_STATE, RECORDS, REWARD_EVENTS, REWARD_VALUE,
-    SESSION_STATUS, SET_BOOL, TASK_STATE, TOPICS, TRIGGER, WEIGHTS, NodeTable, Service, Topic,
+    DIAGNOSTICS,
+    EPISODE_STATUS,
+    ESTOP,
+    HEARTBEAT,
+    METRICS,
+    NODES,
+    OPERATOR_STATE,
+    RECORDS,
+    REWARD_EVENTS,
+    REWARD_VALUE,
+    SESSION_STATUS,
+    SET_BOOL,
+    TASK_STATE,
+    TOPICS,
+    TRIGGER,
+    WEIGHTS,
+    NodeTable,
+    Service,
+    Topic,
 )  # fmt: skip
 from robot_rl.ros.parameters import CONFIGURE, FIXED, RUN_TIME, Parameter
 
@@ -57,7 +74,9 @@ LEARNER_PARAMETERS = (
 
 def _reward_parameters(*, vlm: bool) -> tuple[Parameter, ...]:
     common = (
-        Parameter("source", "", "reward source: a name in configs/rewards/, a path, or an installed kind", CONFIGURE, required=True),
+        Parameter(
+            "source", "", "reward source: a name in configs/rewards/, a path, or an installed kind", CONFIGURE, required=True
+        ),
         Parameter("score", "frame", "what is scored", CONFIGURE, choices=("frame", "episode")),
         Parameter("rate_hz", 2.0, "most frames scored a second", RUN_TIME, (0.1, 30.0)),
         Parameter("max_age_s", 60.0 if vlm else 2.0, "older answers are kept for relabelling only", RUN_TIME, (0.1, 600.0)),
@@ -91,7 +110,9 @@ INTERVENTION_PARAMETERS = (
     Parameter("estop_button", 8, "button that latches the e-stop", RUN_TIME, (0, 31)),
     Parameter("gripper_button", 2, "button that opens and closes the gripper", RUN_TIME, (0, 31)),
     Parameter("deadband", 0.1, "motion below it is none", RUN_TIME, (0.0, 0.5)),
-    Parameter("latch_s", -1.0, "control is kept so long after the last input; negative: the device's own", RUN_TIME, (-1.0, 1.0)),
+    Parameter(
+        "latch_s", -1.0, "control is kept so long after the last input; negative: the device's own", RUN_TIME, (-1.0, 1.0)
+    ),
     Parameter("linear_speed", 0.10, "m/s at full deflection", RUN_TIME, (0.005, 0.25)),
     Parameter("angular_speed", 0.5, "rad/s at full deflection", RUN_TIME, (0.05, 1.0)),
     Parameter("align_max_gap", 0.15, "an absolute device takes over only within this distance, rad", RUN_TIME, (0.02, 1.0)),
@@ -135,7 +156,9 @@ def _reward_table(name: str, summary: str, parameters: tuple[Parameter, ...]) ->
 
 
 REWARD_NODE = _reward_table("reward_node", "Hosts a reward source.", _reward_parameters(vlm=False))
-VLM_REWARD_NODE = _reward_table("vlm_reward_node", "Hosts a reward source that asks a model server.", _reward_parameters(vlm=True))
+VLM_REWARD_NODE = _reward_table(
+    "vlm_reward_node", "Hosts a reward source that asks a model server.", _reward_parameters(vlm=True)
+)
 
 INTERVENTION_NODE = NodeTable(
     "intervention_node",

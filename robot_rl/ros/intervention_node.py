@@ -26,7 +26,17 @@ from robot_rl.ros.base import OK, WARN, PlainNode, run
 from robot_rl.ros.commands import Hop
 from robot_rl.ros.conversion import from_stamp, joint_state, read_records, records_message
 from robot_rl.ros.graph_names import INTERVENTION_NODE, JOY, LEADER, LEADER_COMMAND, SPACENAV
-from robot_rl.ros.names import END_EPISODE, EPISODE_STATUS, ESTOP, EXECUTED, JOINT_STATES, OPERATOR_ACTION, OPERATOR_STATE, REWARD_EVENTS, REWARD_VALUE
+from robot_rl.ros.names import (
+    END_EPISODE,
+    EPISODE_STATUS,
+    ESTOP,
+    EXECUTED,
+    JOINT_STATES,
+    OPERATOR_ACTION,
+    OPERATOR_STATE,
+    REWARD_EVENTS,
+    REWARD_VALUE,
+)
 from robot_rl.ros.synchroniser import Feedback
 from robot_rl.wire import EpisodeStatus, OperatorState, StepReward
 
@@ -46,7 +56,8 @@ class InterventionNode(PlainNode):
         self._feedback = Feedback(self, self.robot, time.monotonic_ns)
         self._executed: dict[str, np.ndarray] = {}
         self._outputs = {
-            c.name: self.create_publisher(self._hops[c.name].type, f"{OPERATOR_ACTION}/{c.name}", qos.COMMAND) for c in self.channels
+            c.name: self.create_publisher(self._hops[c.name].type, f"{OPERATOR_ACTION}/{c.name}", qos.COMMAND)
+            for c in self.channels
         }
         for c in self.channels:
             self.listen(self._hops[c.name].type, f"{EXECUTED}/{c.name}", self._executed_reader(c), qos.LATEST)
@@ -117,7 +128,9 @@ class InterventionNode(PlainNode):
         cartesian = any(c.command.is_cartesian for c in self.channels)
         for device in self.devices:
             if device.name == "leader" and all(c.command.is_cartesian for c in self.channels):
-                raise ValueError(f"devices=['leader']: robot {self.robot.name!r} has no joint channels; accepted are joy, spacemouse, keyboard")
+                raise ValueError(
+                    f"devices=['leader']: robot {self.robot.name!r} has no joint channels; accepted are joy, spacemouse, keyboard"
+                )
             if device.name in ("joy", "spacemouse", "keyboard", "console") and not cartesian:
                 self.report_problem(
                     f"device {device.name}",
@@ -160,7 +173,9 @@ class InterventionNode(PlainNode):
                 device.on = bool(request.data)
         toggles = [d.name for d in self.devices if isinstance(d, (Leader, Keyboard))]
         response.success = bool(toggles)
-        response.message = ("engaged" if request.data else "released") if toggles else "no toggle device: hold the button, or move"
+        response.message = (
+            ("engaged" if request.data else "released") if toggles else "no toggle device: hold the button, or move"
+        )
         return response
 
     def _gap(self, reading: Reading) -> tuple[float, str] | None:
@@ -191,7 +206,14 @@ class InterventionNode(PlainNode):
             self._sequence += 1
             records.append(
                 OperatorState(
-                    device.name, self.parameters["operator"], self._sequence, reading.engaged, reading.deadman, takeover, aligned, age
+                    device.name,
+                    self.parameters["operator"],
+                    self._sequence,
+                    reading.engaged,
+                    reading.deadman,
+                    takeover,
+                    aligned,
+                    age,
                 )
             )
             if device.meter.slow and device.profile.deadman and not self._warned_slow:
@@ -257,7 +279,7 @@ class InterventionNode(PlainNode):
         follower = {n: v for n, v in self._joints.items() if n in reading.joints}
         if follower:
             step = align_step(reading.joints, follower, left, 1.0 / p["rate_hz"])
-            self._leader_command.publish(joint_state(tuple(step), self.now_ns(), position=np.array(list(step.values()))))
+            self._leader_command.publish(joint_state(tuple(step), self.now_ns(), position=list(step.values())))
 
     def _presses(self, reading: Reading, stamp: int) -> None:
         for word in reading.presses:
@@ -284,13 +306,18 @@ class InterventionNode(PlainNode):
         self._values.publish(Float64(data=float(success)))
 
     def _check(self) -> tuple[int, str, dict[str, Any]]:
-        now, level, values = time.monotonic_ns(), OK, {"refused_engagements": self._refused}
+        now, level = time.monotonic_ns(), OK
+        values: dict[str, Any] = {"refused_engagements": self._refused}
         absent = []
         for device in self.devices:
             present = device.present(now) or isinstance(device, Keyboard)
             if not present:
                 absent.append(device.name)
-            values |= {f"{device.name}.present": present, f"{device.name}.hz": device.meter.hz, f"{device.name}.stale_s": device.meter.stale_s}
+            values |= {
+                f"{device.name}.present": present,
+                f"{device.name}.hz": device.meter.hz,
+                f"{device.name}.stale_s": device.meter.stale_s,
+            }
             if isinstance(device, SpaceMouse) and present and not device.ever_moved:
                 absent.append(f"{device.name} (only zeros: move it once)")
             if device.meter.slow:

@@ -14,10 +14,13 @@ def to_launch_description(name: str) -> Any:
         ImportError: the ``launch`` packages are not installed; ``robot-rl up`` starts the same graph without them.
     """
     try:
-        from launch import LaunchDescription
         from launch.actions import DeclareLaunchArgument, OpaqueFunction
+
+        from launch import LaunchDescription  # type: ignore[attr-defined]
     except ImportError as error:
-        raise ImportError(f"launch files need the ROS packages launch and launch_ros; `robot-rl up {name}` needs neither") from error
+        raise ImportError(
+            f"launch files need the ROS packages launch and launch_ros; `robot-rl up {name}` needs neither"
+        ) from error
     spec = graph(name)
     declared = [
         DeclareLaunchArgument(

@@ -213,7 +213,13 @@ class LearnerNode(ManagedNode):
         from robot_rl.replay.files import replace_json
         from robot_rl.training.learner_control import IN_USE
 
-        versions = {standing.promoted, standing.candidate, self.live.gate.acting, self.live.gate.waiting or 0, *self.live.forced}
+        versions = {
+            standing.promoted,
+            standing.candidate,
+            self.live.gate.acting,
+            self.live.gate.waiting or 0,
+            *self.live.forced,
+        }
         self.folder.learner.mkdir(parents=True, exist_ok=True)
         replace_json(self.folder.learner / IN_USE, {"versions": sorted(v for v in versions if v)}, sync=False)
 
@@ -234,7 +240,9 @@ class LearnerNode(ManagedNode):
         except (OSError, ValueError):
             pass
         pairs = dict(list(values.items())[:60])
-        self._metrics.publish(statuses_message([_status("learner", OK, self.process.describe(), pairs, self.robot_id)], self.now_ns()))
+        self._metrics.publish(
+            statuses_message([_status("learner", OK, self.process.describe(), pairs, self.robot_id)], self.now_ns())
+        )
 
     # ---- what robots say
 

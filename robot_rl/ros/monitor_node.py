@@ -55,7 +55,10 @@ class MonitorNode(PlainNode):
         p.check()
         self._nodes = [Managed(name) for name in p["managed"]]
         self._lifecycle = {
-            m.name: (self.create_client(GetState, f"{m.name}/get_state"), self.create_client(ChangeState, f"{m.name}/change_state"))
+            m.name: (
+                self.create_client(GetState, f"{m.name}/get_state"),
+                self.create_client(ChangeState, f"{m.name}/change_state"),
+            )
             for m in self._nodes
         }
         self._up = p["autostart"]
@@ -235,7 +238,9 @@ class MonitorNode(PlainNode):
             stale = now - at > self.parameters["silence_s"]
             level = STALE if stale else level
             worst = max(worst, min(level, ERROR))
-            statuses.append(Status(f"/{name.lstrip('/').replace(': ', '/', 1)}", status.message, status.values, status.hardware_id, level))
+            statuses.append(
+                Status(f"/{name.lstrip('/').replace(': ', '/', 1)}", status.message, status.values, status.hardware_id, level)
+            )
         for first in range(0, len(statuses), 200):
             self._aggregate.publish(statuses_message(statuses[first : first + 200], self.now_ns()))
         top = DiagnosticStatus(level=bytes([worst]), name="toplevel_state", message=LEVELS[worst], hardware_id=self.robot_id)
@@ -266,7 +271,14 @@ class MonitorNode(PlainNode):
         if silent:
             parts.append(f"silent: {', '.join(silent)}")
         return SessionStatus(
-            "; ".join(parts), phase, states, len(self._episodes), successes, self._version, "standard", self.parameters["run_dir"] or None
+            "; ".join(parts),
+            phase,
+            states,
+            len(self._episodes),
+            successes,
+            self._version,
+            "standard",
+            self.parameters["run_dir"] or None,
         )
 
     # ---- services
@@ -294,7 +306,11 @@ class MonitorNode(PlainNode):
         failed = [m.failed for m in self._nodes if m.failed]
         values: dict[str, Any] = {m.name: m.state for m in self._nodes}
         values |= {f"{m.name}.bringups": m.ups for m in self._nodes}
-        return (ERROR if failed else OK), "; ".join(failed) or (self._published.phase or "" if self._published else "bringup"), values
+        return (
+            (ERROR if failed else OK),
+            "; ".join(failed) or (self._published.phase or "" if self._published else "bringup"),
+            values,
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -100,17 +100,30 @@ def _default(p: Parameter) -> str:
         return f"`[{', '.join(repr(v) for v in p.default)}]`"
     if isinstance(p.default, bool):
         return f"`{str(p.default).lower()}`"
-    return f"`{p.default!r}`" if isinstance(p.default, str) else f"`{p.default:g}`" if isinstance(p.default, float) else f"`{p.default}`"
+    return (
+        f"`{p.default!r}`"
+        if isinstance(p.default, str)
+        else f"`{p.default:g}`"
+        if isinstance(p.default, float)
+        else f"`{p.default}`"
+    )
 
 
 def _parameters(parameters: Iterable[Parameter]) -> list[str]:
-    rows = [(f"`{p.name}`", p.type_name, _default(p), p.accepted, p.when, p.description + (" (required)" if p.required else "")) for p in parameters]
+    rows = [
+        (f"`{p.name}`", p.type_name, _default(p), p.accepted, p.when, p.description + (" (required)" if p.required else ""))
+        for p in parameters
+    ]
     return _table(("parameter", "type", "default", "accepted", "when", "meaning"), rows)
 
 
 def _node(node: NodeTable) -> list[str]:
     lines = [f"### {node.name}", "", node.summary + (" Lifecycle node." if node.lifecycle else " No lifecycle."), ""]
-    rows = [(way, f"`{t.name}`", f"`{t.type}`", t.qos, t.stamp) for way, topics in (("publishes", node.publishes), ("subscribes", node.subscribes)) for t in topics]
+    rows = [
+        (way, f"`{t.name}`", f"`{t.type}`", t.qos, t.stamp)
+        for way, topics in (("publishes", node.publishes), ("subscribes", node.subscribes))
+        for t in topics
+    ]
     lines += _table(("", "topic", "type", "QoS", "stamp"), rows)
     if node.services:
         lines += _table(("service", "type", "meaning"), [(f"`{s.name}`", f"`{s.type}`", s.meaning) for s in node.services])
@@ -128,7 +141,8 @@ def _records() -> list[str]:
         record = getattr(wire, name)
         if not (inspect.isclass(record) and dataclasses.is_dataclass(record) and hasattr(record, "NAME")):
             continue
-        keys, optional = [], []
+        keys: list[str] = []
+        optional: list[str] = []
         for f in dataclasses.fields(record):
             place = f.metadata.get("place", "key")
             word = f.name if place == "key" else f"{f.name} ({'end of the name' if place == 'name' else 'message'})"

@@ -89,10 +89,14 @@ class RewardNode(ManagedNode):
             self._robot = load_robot(p["robot"])
         if wants and p["score"] == "frame":
             if self._robot is None:
-                raise ValueError(f"robot is empty: source {p['source']!r} reads {', '.join(sorted(wants))}; accepted is a robot description")
+                raise ValueError(
+                    f"robot is empty: source {p['source']!r} reads {', '.join(sorted(wants))}; accepted is a robot description"
+                )
             absent = sorted(wants - set(self._robot.features))
             if absent:
-                raise ValueError(f"source={p['source']!r} reads {absent}; robot {p['robot']!r} has {sorted(self._robot.features)}")
+                raise ValueError(
+                    f"source={p['source']!r} reads {absent}; robot {p['robot']!r} has {sorted(self._robot.features)}"
+                )
             from robot_rl.ros.synchroniser import Synchroniser
 
             self._synchroniser = Synchroniser(self, self._robot, time.monotonic_ns)
@@ -220,7 +224,9 @@ class RewardNode(ManagedNode):
         uri = urlsplit(status.store_uri or "")
         folder = Path(given).expanduser() if given else Path(unquote(uri.path)) if uri.scheme == "file" else None
         if folder is None or not (folder / "store.json").exists():
-            self.report_problem("store", f"episode {status.episode_id}: its store {status.store_uri!r} cannot be read from here")
+            self.report_problem(
+                "store", f"episode {status.episode_id}: its store {status.store_uri!r} cannot be read from here"
+            )
             return None
         self.report_problem("store", None)
         return folder
@@ -244,7 +250,9 @@ class RewardNode(ManagedNode):
         stamps = np.asarray(episode.stamp_ns, np.int64)
         period = int(np.median(np.diff(stamps))) if len(stamps) > 1 else int(1e9 / (episode.meta.control_hz or 10.0))
         # The last observation has no stamp of its own; what happened within one and a half periods still belongs to it.
-        return EpisodeTrace(episode_id, episode.observations, np.append(stamps, stamps[-1] + period * 3 // 2), episode.meta.task)
+        return EpisodeTrace(
+            episode_id, episode.observations, np.append(stamps, stamps[-1] + period * 3 // 2), episode.meta.task
+        )
 
     # ---- what goes out
 
@@ -302,7 +310,9 @@ class RewardNode(ManagedNode):
         while not self._outbox.empty():
             records, values = self._outbox.get()
             for first in range(0, len(records), MAX_STATUSES):
-                self._events.publish(records_message(records[first : first + MAX_STATUSES], self.now_ns(), hardware_id=self.robot_id))
+                self._events.publish(
+                    records_message(records[first : first + MAX_STATUSES], self.now_ns(), hardware_id=self.robot_id)
+                )
             for value in values:
                 self._values.publish(Float64(data=float(value)))
 

@@ -99,7 +99,9 @@ class Ledger:
             return {}
 
     def save_reward_marks(self, inbox: str, marks: dict[str, int]) -> None:
-        replace_json(self.folder / f"rewards-{inbox}.json", marks, sync=False)  # the learner knows better; this only saves asking
+        replace_json(
+            self.folder / f"rewards-{inbox}.json", marks, sync=False
+        )  # the learner knows better; this only saves asking
 
 
 class Shipper:
@@ -257,9 +259,7 @@ class Shipper:
             done = min(self._marks.get(source, 0), len(lines))
             while done < len(lines) and not self.stop():
                 batch = b"".join(_numbered(n, lines[n - 1]) for n in range(done + 1, min(done + REWARD_LINES, len(lines)) + 1))
-                status, told, _ = self.client.ask(
-                    "POST", f"/v1/rewards/{self.robot}/{source}", batch, {"X-Store-Id": store_id}
-                )
+                status, told, _ = self.client.ask("POST", f"/v1/rewards/{self.robot}/{source}", batch, {"X-Store-Id": store_id})
                 if status == 409:  # rewards of an episode that is still running came before the first episode
                     break
                 reached = told.get("n")

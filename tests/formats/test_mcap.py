@@ -51,7 +51,9 @@ def test_readers_find_ros_schemas_and_topics(tmp_path):
         schemas = {summary.schemas[c.schema_id].name: c.topic for c in summary.channels.values()}
         assert {s.encoding for s in summary.schemas.values()} == {"ros2msg"}
         assert schemas["sensor_msgs/msg/CompressedImage"] == "/top/image_raw/compressed"
-        assert {"/episode_status", "/robot_rl/step", "/action", "/observation/state", "/reward/value"} <= {c.topic for c in summary.channels.values()}
+        assert {"/episode_status", "/robot_rl/step", "/action", "/observation/state", "/reward/value"} <= {
+            c.topic for c in summary.channels.values()
+        }
         times = [m.log_time for _, _, m in reader.iter_messages()]
         assert times == sorted(times)
         for schema, channel, message in reader.iter_messages(topics=["/action"]):
@@ -97,7 +99,12 @@ def bag(path, *, seconds=3.0, lost=None, status=True, image=False, drop=()):
         pose = np.array([0.0, 0.0, 0.2])
         t0, period = 10**12, 50_000_000
         if status:
-            put("/episode_status", "diagnostic_msgs/msg/DiagnosticArray", t0, types.record(t0, "episode", "ep", {"state": "running", "task": "lift"}))
+            put(
+                "/episode_status",
+                "diagnostic_msgs/msg/DiagnosticArray",
+                t0,
+                types.record(t0, "episode", "ep", {"state": "running", "task": "lift"}),
+            )
         for i in range(int(seconds * 20)):
             stamp = t0 + i * period
             if lost is not None and lost[0] <= i < lost[1]:
@@ -112,12 +119,24 @@ def bag(path, *, seconds=3.0, lost=None, status=True, image=False, drop=()):
             header = types.header(at, "base")
             point = types.t["geometry_msgs/msg/Point"](*pose.tolist())
             turn = types.t["geometry_msgs/msg/Quaternion"](0.0, 0.0, 0.0, 1.0)
-            message = types.t["geometry_msgs/msg/PoseStamped"](header=header, pose=types.t["geometry_msgs/msg/Pose"](point, turn))
+            message = types.t["geometry_msgs/msg/PoseStamped"](
+                header=header, pose=types.t["geometry_msgs/msg/Pose"](point, turn)
+            )
             put("/executed/arm", "geometry_msgs/msg/PoseStamped", at, message)
-            put("/executed/gripper", "sensor_msgs/msg/JointState", at, types.joint_state(at, ["gripper_width"], np.array([0.04])))
+            put(
+                "/executed/gripper",
+                "sensor_msgs/msg/JointState",
+                at,
+                types.joint_state(at, ["gripper_width"], np.array([0.04])),
+            )
         end = t0 + int(seconds * 1e9)
         if status:
-            put("/episode_status", "diagnostic_msgs/msg/DiagnosticArray", end, types.record(end, "episode", "ep", {"state": "committed", "outcome": "success", "task": "lift"}))
+            put(
+                "/episode_status",
+                "diagnostic_msgs/msg/DiagnosticArray",
+                end,
+                types.record(end, "episode", "ep", {"state": "committed", "outcome": "success", "task": "lift"}),
+            )
         writer.finish()
     return states, deltas
 

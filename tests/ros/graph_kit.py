@@ -69,10 +69,12 @@ class Probe:
         while time.monotonic() < until:
             self.executor.spin_once(timeout_sec=0.05)
 
-    def until(self, condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S, also: Callable[[], Any] = lambda: None) -> Any:
+    def until(
+        self, condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S, also: Callable[[], Any] = lambda: None
+    ) -> Any:
         end = time.monotonic() + patience_s
         while time.monotonic() < end:
-            if (found := condition()) :
+            if found := condition():
                 return found
             self.executor.spin_once(timeout_sec=0.05)
             also()

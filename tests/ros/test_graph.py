@@ -113,11 +113,15 @@ def test_launch_and_up_start_the_same(name, given, launch_double, tmp_path):
         assert (action.kwargs["package"], action.kwargs["executable"]) == ("robot_rl", spec.executable)
         assert f"__node:={spec.name}" in words
         assert (f"__ns:=/{spec.namespace}" in words) is bool(spec.namespace)
-        assert [f"{a}:={b}" for a, b in action.kwargs["remappings"]] == [w for w in words if ":=" in w and not w.startswith("__")]
+        assert [f"{a}:={b}" for a, b in action.kwargs["remappings"]] == [
+            w for w in words if ":=" in w and not w.startswith("__")
+        ]
         files = [words[i + 1] for i, w in enumerate(words) if w == "--params-file"]
         assert files[:-1] == list(action.kwargs["parameters"][:-1])
         written = yaml.safe_load(Path(files[-1]).read_text())["/**"]["ros__parameters"]
-        assert written == {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in action.kwargs["parameters"][-1].items()}
+        assert written == {
+            k: list(v) if isinstance(v, (list, tuple)) else v for k, v in action.kwargs["parameters"][-1].items()
+        }
 
 
 # ---- parameters
@@ -202,7 +206,9 @@ def test_a_fleet_shares_one_learner_and_nothing_else():
 
 
 def test_a_learner_elsewhere_means_a_shipper_here():
-    nodes = names({"robot": "sim_arm", "policy": "p", "run_dir": "r", "recipe": "quickstart", "learner_url": "http://l:1"}, "session")
+    nodes = names(
+        {"robot": "sim_arm", "policy": "p", "run_dir": "r", "recipe": "quickstart", "learner_url": "http://l:1"}, "session"
+    )
     assert "/learner_node" not in nodes
     assert nodes["/policy_node"].params["weights_url"] == "http://l:1"
     assert nodes["/shipper"].arguments[1:3] == ("--url", "http://l:1")

@@ -62,7 +62,9 @@ def test_learner_side_nodes_on_a_real_graph(tmp_path):
         stops = probe.listen(Bool, f"/{SPACE}/estop", qos.STATE)
 
         # ---- bring-up
-        probe.until(lambda: any(s.phase == "ready" for s in probe.records(session, SessionStatus)), "the session is ready", also=look)
+        probe.until(
+            lambda: any(s.phase == "ready" for s in probe.records(session, SessionStatus)), "the session is ready", also=look
+        )
 
         # ---- the graph shows what the tables say
         there = lambda: {n for n, where in probe.node.get_node_names_and_namespaces() if where == f"/{SPACE}"}  # noqa: E731
@@ -70,7 +72,9 @@ def test_learner_side_nodes_on_a_real_graph(tmp_path):
         for name in ("intervention_node", "monitor_node", "reward_node"):
             table = ALL_NODES[name]
             shown = dict(probe.node.get_publisher_names_and_types_by_node(name, f"/{SPACE}"))
-            wanted = {t.name if t.name.startswith("/") else f"/{SPACE}/{t.name}": t.type for t in table.publishes if "<" not in t.name}
+            wanted = {
+                t.name if t.name.startswith("/") else f"/{SPACE}/{t.name}": t.type for t in table.publishes if "<" not in t.name
+            }
             assert {n: [t] for n, t in wanted.items()}.items() <= shown.items(), name
             allowed = {"/rosout", "/parameter_events", "/diagnostics", f"/{SPACE}/{name}/transition_event"}
             extra = set(shown) - set(wanted) - allowed
@@ -91,7 +95,9 @@ def test_learner_side_nodes_on_a_real_graph(tmp_path):
         state = probe.call(GetState, f"/{SPACE}/vlm_reward_node/get_state", GetState.Request())
         assert state.current_state.label == "unconfigured"
         probe.until(
-            lambda: any("no reward source of that name is installed" in line and "environment, human" in line for line in lines),
+            lambda: any(
+                "no reward source of that name is installed" in line and "environment, human" in line for line in lines
+            ),
             "the refusal is logged",
         )
 
@@ -129,7 +135,9 @@ def test_learner_side_nodes_on_a_real_graph(tmp_path):
             pad.publish(Joy(axes=sticks, buttons=[int(i in buttons) for i in range(10)]))
 
         driven = probe.until(
-            lambda: [s for s in probe.records(f"/{SPACE}/operator/state", OperatorState) if s.takeover], "take-over", also=lambda: press(5)
+            lambda: [s for s in probe.records(f"/{SPACE}/operator/state", OperatorState) if s.takeover],
+            "take-over",
+            also=lambda: press(5),
         )
         assert driven[0].device == "joy"
         assert driven[0].deadman

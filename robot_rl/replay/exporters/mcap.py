@@ -75,7 +75,10 @@ class _Out:
         if topic not in self._channels:
             qos = "- history: 1\n  depth: 10\n  reliability: 1\n  durability: 2\n"
             self._channels[topic] = self.writer.register_channel(
-                topic=f"/{topic}", message_encoding="cdr", schema_id=self._schemas[type_name], metadata={"offered_qos_profiles": qos}
+                topic=f"/{topic}",
+                message_encoding="cdr",
+                schema_id=self._schemas[type_name],
+                metadata={"offered_qos_profiles": qos},
             )
         self._sequence += 1
         data = self.types.serialize(message, type_name)
@@ -123,8 +126,15 @@ class _Out:
         self._record("episode_status", "episode", episode.meta.episode_id, values, stamp)
 
     def _record(self, topic: str, name: str, message: str, values: Mapping[str, Any], stamp: int) -> None:
-        text = {k: str(v).lower() if isinstance(v, bool) else repr(v) if isinstance(v, float) else str(v) for k, v in values.items()}
-        self.put(topic, "diagnostic_msgs/msg/DiagnosticArray", stamp, self.types.record(stamp, name, message, {"schema": "1", **text}))
+        text = {
+            k: str(v).lower() if isinstance(v, bool) else repr(v) if isinstance(v, float) else str(v) for k, v in values.items()
+        }
+        self.put(
+            topic,
+            "diagnostic_msgs/msg/DiagnosticArray",
+            stamp,
+            self.types.record(stamp, name, message, {"schema": "1", **text}),
+        )
 
     def _vector(self, topic: str, names: tuple[str, ...], row: np.ndarray, stamp: int) -> None:
         self.put(topic, "sensor_msgs/msg/JointState", stamp, self.types.joint_state(stamp, names, row))
@@ -141,5 +151,9 @@ class _Out:
             return
         flat = np.atleast_1d(row).reshape(-1)
         feature = self.names.observation_features.get(name)
-        names = feature.names if feature is not None and len(feature.names) == len(flat) else tuple(f"{i}" for i in range(len(flat)))
+        names = (
+            feature.names
+            if feature is not None and len(feature.names) == len(flat)
+            else tuple(f"{i}" for i in range(len(flat)))
+        )
         self._vector("observation/" + name.removeprefix("observation."), names, flat, stamp)

@@ -202,4 +202,3 @@ class ExportedRecording:
             meta.task = self.options.task
         meta.extra["imported"] = provenance("mcap", self.bag.path.name, index, meta.extra.get("imported"))
         yield Episode.from_arrays(meta, {k: np.stack(v) for k, v in rows.items()}, arrays.pop("action"), **arrays)
-

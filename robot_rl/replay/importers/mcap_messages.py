@@ -16,7 +16,9 @@ def mcap_module() -> Any:
         import mcap.reader
         import mcap.writer
     except ImportError as error:
-        raise ImportError("MCAP files need the packages mcap and rosbags: pip install 'robot_rl[mcap]' (or: pip install mcap rosbags)") from error
+        raise ImportError(
+            "MCAP files need the packages mcap and rosbags: pip install 'robot_rl[mcap]' (or: pip install mcap rosbags)"
+        ) from error
     return mcap
 
 
@@ -27,7 +29,9 @@ class TypeStore:
         try:
             from rosbags.typesys import Stores, get_typestore
         except ImportError as error:
-            raise ImportError("ROS messages in files need the package rosbags: pip install 'robot_rl[mcap]' (or: pip install rosbags)") from error
+            raise ImportError(
+                "ROS messages in files need the package rosbags: pip install 'robot_rl[mcap]' (or: pip install rosbags)"
+            ) from error
         self.store = get_typestore(Stores.ROS2_JAZZY)
         self.t = self.store.types
 
@@ -66,7 +70,11 @@ class TypeStore:
     def joint_state(self, stamp: int, names: Sequence[str], values: np.ndarray) -> Any:
         empty = np.zeros(0)
         return self.t["sensor_msgs/msg/JointState"](
-            header=self.header(stamp), name=list(names), position=np.ascontiguousarray(values, np.float64), velocity=empty, effort=empty
+            header=self.header(stamp),
+            name=list(names),
+            position=np.ascontiguousarray(values, np.float64),
+            velocity=empty,
+            effort=empty,
         )
 
     def float64(self, value: float) -> Any:
