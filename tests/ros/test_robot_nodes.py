@@ -56,6 +56,17 @@ class Driver:
     def state(self) -> str:
         return self.probe.call(GetState, topic("policy_node/get_state"), GetState.Request()).current_state.label
 
+    def awaken(self, node: str) -> None:
+        """Wait until a node that was started again answers: DDS believes in a killed one for a while, and requests to it are lost."""
+        service = topic(f"{node}/get_state")
+        for _ in range(20):
+            try:
+                self.probe.call(GetState, service, GetState.Request(), 5.0)
+                return
+            except AssertionError:
+                continue
+        raise AssertionError(f"{node} does not answer")
+
     def trigger(self, name: str) -> tuple[bool, str]:
         answer = self.probe.call(Trigger, topic(name), Trigger.Request())
         return answer.success, answer.message
@@ -198,8 +209,9 @@ def test_a_robot_without_a_policy(tmp_path: Path):
         probe.until(lambda: guard().level == "stop" and not guard().armed, "a hold that lasts disarms")
 
         # The same command brings it back; what was recorded until the kill is there, as a truncated episode.
+        specs[2].params["robot"] = "sim_arm_joints"
         probe.until(lambda: supervisor.processes[topic("policy_node")].alive, "respawn", also=supervisor.look)
-        assert drive.param("policy_node", "robot", "sim_arm_joints")[0]
+        drive.awaken("policy_node")
         assert drive.lifecycle(Transition.TRANSITION_CONFIGURE)
         assert drive.lifecycle(Transition.TRANSITION_ACTIVATE)
         with EpisodeStore.open(store) as reading:
