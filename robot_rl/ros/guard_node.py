@@ -51,6 +51,8 @@ class GuardNode(PlainNode):
         kept = self._kept()
         self.guard = Guard(self.robot, GuardConfig(**{k: p[k] for k in keys}), self.clock_ns(), estop=bool(kept.get("estop")))
         self._policy_hash = ""
+        service = self.robot.safety.estop_service
+        self._driver_stop = self.create_client(Trigger, service) if service else None
         self._estop_topic = False
         self._announced: tuple[Any, ...] = ()
         self._hops = {c.channel: Hop(c, self.robot) for c in self.robot.commands}
@@ -212,6 +214,7 @@ class GuardNode(PlainNode):
         scale = self.parameters["speed_scale"]
         if scale != self.guard.config.speed_scale and not self.guard.armed:
             self.guard.set_speed_scale(scale)
+        self.guard.set_hold_to_stop(self.parameters["hold_to_stop_s"])
         try:
             self._send(self.guard.tick(self.clock_ns()))
         except Exception as error:  # our own fault: stop, and leave it to the supervisor to start a fresh guard
@@ -234,6 +237,11 @@ class GuardNode(PlainNode):
         seen = (g.level, g.armed, g.source, g.rule, g.estopped)
         if seen == self._announced:
             return
+        if g.estopped and not (self._announced and self._announced[4]) and self._driver_stop is not None:
+            if self._driver_stop.service_is_ready():
+                self._driver_stop.call_async(Trigger.Request())  # never awaited
+            else:
+                self.get_logger().error(f"e-stop: {self.robot.safety.estop_service} of the driver is not there")
         moved = bool(self._announced) and (g.armed, g.estopped) != (self._announced[1], self._announced[4])
         if not self._announced or moved:
             self._keep()

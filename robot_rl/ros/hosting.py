@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -199,6 +199,13 @@ class PolicyHost:
             return False
         self.acting, self.swaps = offered, self.swaps + 1
         return True
+
+    def set_explore(self, explore: bool) -> None:
+        """Whether heads sample or act deterministically, from now on."""
+        if explore != self.config.explore:
+            self.config = replace(self.config, explore=explore)
+            if self.acting.version in self._heads:
+                self.acting = self._policy(self.acting.version)
 
     def _policy(self, version: int) -> ActingPolicy:
         from robot_rl.runtime.acting import ActingPolicy

@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
-from std_msgs.msg import Bool, Header
+from std_msgs.msg import Bool, Header, Int8
 from std_srvs.srv import SetBool, Trigger
 
 from robot_rl.intervention.arbiter import Request
@@ -52,6 +53,10 @@ class PolicyNode(ManagedNode):
         self._episode_topic = self.create_publisher(DiagnosticArray, names.EPISODE_STATUS, qos.STATE)
         self._intervention = self.create_publisher(Bool, "~/intervention", qos.STATE)
         self._intervention_state = self.create_publisher(DiagnosticArray, "~/intervention_state", qos.STATE)
+        # A rosetta contract reads this (section 3.4 of the ROS specification).
+        self._rosetta = (
+            self.create_publisher(Int8, "hil_intervention", qos.STATE) if self.parameters["rosetta_compat"] else None
+        )
         self.guard: GuardState | None = None
         self._listening: list[Any] = []
         self._clock_gap: int | None = None
@@ -68,7 +73,7 @@ class PolicyNode(ManagedNode):
         threshold = JumpThreshold(min_forward=Duration(seconds=1), min_backward=Duration(nanoseconds=-1), on_clock_change=False)
         self._jump = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
         self.create_timer(0.1, self._slow_tick)
-        self.add_check("loop", self._check_loop)
+        self.add_check("policy", self._check_loop)
         self.add_check("observations", self._check_observations)
         self.add_check("weights", self._check_weights)
         self.add_check("recorder", self._check_recorder)
@@ -91,8 +96,8 @@ class PolicyNode(ManagedNode):
         listen = self._listening.append
         for channel, hop in session.hops.items():
             executed, operator = f"{names.EXECUTED}/{channel}", f"{names.OPERATOR_ACTION}/{channel}"
-            listen(self.listen(hop.type, executed, lambda m, c=channel: self._on_executed(c, m), qos.COMMAND))
-            listen(self.listen(hop.type, operator, lambda m, c=channel: self._on_operator_action(c, m), qos.LATEST))
+            listen(self.listen(hop.type, executed, partial(self._on_executed, channel), qos.COMMAND))
+            listen(self.listen(hop.type, operator, partial(self._on_operator_action, channel), qos.LATEST))
         listen(self.listen(DiagnosticArray, names.GUARD_STATE, self._on_guard_state, qos.STATE))
         listen(self.listen(DiagnosticArray, names.GUARD_EVENTS, self._on_guard_events, qos.EVENT))
         listen(self.listen(DiagnosticArray, names.OPERATOR_STATE, self._on_operator_state, qos.LATEST))
@@ -169,6 +174,8 @@ class PolicyNode(ManagedNode):
             return
         word, device, identity = state
         self._intervention.publish(Bool(data=word == "human"))
+        if self._rosetta is not None:
+            self._rosetta.publish(Int8(data=int(word == "human")))
         record = InterventionState(
             episode_id=session.recording.status.episode_id, state=word, source=device or "policy", device=device or None,
             intervention_id=identity if identity >= 0 else None,

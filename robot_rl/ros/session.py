@@ -6,6 +6,7 @@ Everything here runs under the node's lock, in the play-out's thread or in a ser
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class Session:
         self.holding = False
         self.problems: list[str] = []
         self.ended_at: float | None = None
+        self._sent_since: int | None = None
         self._ending: tuple[str, bool, float, bool | None] | None = None
         self._last_state = State.AUTONOMOUS
         self._stamp = self._last_command = 0
@@ -65,6 +67,10 @@ class Session:
         self.robot = described.with_rates(p["control_hz"], p["command_hz"])
         for text in warnings(self.robot):
             node.get_logger().warning(text)
+        if p["blend"] == "rtc":
+            raise ValueError(
+                "blend='rtc': no policy here can in-paint the rows that already run; accepted are auto, linear, none"
+            )
         if p["inference"] == "process":
             raise ValueError("inference='process': accepted here are auto, thread")
         if p["policy"] != "none":
@@ -197,8 +203,12 @@ class Session:
         measured = {c.name: self.feedback.measured(c) for c in self.loop.channels}
         self.loop.scheduler.n_action_steps = self.p["n_action_steps"] or self._default_rows
         self.loop.scheduler.blend_steps = 0 if self.p["blend"] == "none" else self.p["blend_steps"]
+        if self.p["record"] and self.recording.store is None:
+            raise ValueError("record=true: it was false in configure, so there is no store; configure again")
+        self.arbiter.config = replace(self.arbiter.config, handback_s=self.p["handback_blend_s"])
         index = self.recording.index
         if self.host is not None:
+            self.host.set_explore(self.p["explore"])
             draw = float(seeding.rng("candidate", self.robot.name, self.p["seed"], index).random())
             self.host.take(candidate_draw=draw)
         version = 0 if self.host is None else self.host.acting.version
@@ -405,8 +415,6 @@ class Session:
             self._accept(self.worker.poll(self.grace_s))
 
     def _with_version(self) -> Any:
-        from dataclasses import replace
-
         assert self.host is not None
         return replace(self.recording.status, weights_version=self.host.acting.version)
 

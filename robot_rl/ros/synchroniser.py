@@ -314,7 +314,7 @@ class Synchroniser:
         else:
             picture = conversion.read_compressed(found.message, source.size)
         if self.robot.sync.frozen_check:
-            digest = zlib.crc32(np.ascontiguousarray(picture[::64]))
+            digest = zlib.crc32(picture[::64].tobytes())
             known = self._digests.get(name)
             if known is None or known[0] != digest:
                 self._digests[name] = (digest, found.arrived_ns, found.stamp_ns)

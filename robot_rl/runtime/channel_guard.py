@@ -211,4 +211,4 @@ class TwistGuard(ChannelGuard):
 
 def guard_for(channel: Channel, robot: RobotDescription, speed_scale: float) -> ChannelGuard:
     kinds = {"pose": PoseGuard, "twist": TwistGuard}
-    return kinds.get(channel.kind, JointGuard)(channel, robot.limits, robot.rates.command_hz, speed_scale)  # type: ignore[abstract]
+    return kinds.get(channel.kind, JointGuard)(channel, robot.limits, robot.rates.command_hz, speed_scale)

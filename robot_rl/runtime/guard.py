@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 
 import numpy as np
@@ -181,8 +181,10 @@ class Guard:
 
     def on_heartbeat(self, state: str, now_ns: int) -> list[Sent]:
         self.heartbeat, self._heartbeat_ns = state, now_ns
-        if state == "idle" and self.armed and self.source == "policy":
-            return self._hold("idle", "no episode is running", now_ns, fault=False)
+        if state in ("idle", "inactive") and self.armed and self.source == "policy":
+            return self._hold(
+                state, "no episode is running" if state == "idle" else "the policy is inactive", now_ns, fault=False
+            )
         return []
 
     # ---- arming, stops
@@ -243,10 +245,13 @@ class Guard:
         """A fault found outside (a second publisher): hold, then disarm."""
         return self._stop(rule, why, now_ns) if self.armed else []
 
-    def set_speed_scale(self, scale: float) -> None:
-        if scale != self.config.speed_scale:
-            from dataclasses import replace
+    def set_hold_to_stop(self, seconds: float) -> None:
+        if seconds != self.config.hold_to_stop_s:
+            self.config = replace(self.config, hold_to_stop_s=seconds)
 
+    def set_speed_scale(self, scale: float) -> None:
+        """At rest only: filters are built anew."""
+        if scale != self.config.speed_scale:
             self.config = replace(self.config, speed_scale=scale)
             self._build_filters()
 
