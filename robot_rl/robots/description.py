@@ -322,6 +322,17 @@ class RobotDescription:
         return max((c.action.slice[1] for c in self.commands), default=0)
 
     @property
+    def joint_topics(self) -> tuple[str, ...]:
+        """Every topic that says where commanded joints are: the feedback's, and observations that hold some of them."""
+        commanded = {j for c in self.commands for j in c.names}
+        topics = [self.feedback.joint_states] if self.feedback.joint_states else []
+        for sources in self.states.values():
+            for s in sources:
+                if s.type == "sensor_msgs/msg/JointState" and s.field == "position" and commanded & set(s.names):
+                    topics.append(s.topic)
+        return tuple(dict.fromkeys(topics))
+
+    @property
     def images(self) -> dict[str, ImageSource]:
         return {k: s for k, s in self.observations.items() if isinstance(s, ImageSource)}
 

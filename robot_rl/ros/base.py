@@ -322,6 +322,7 @@ def run(factory: Callable[[], Any], argv: Sequence[str] | None = None, *, rt_pri
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    threading.Thread(target=_give_up, args=(stop,), name="give-up", daemon=True).start()
     rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
     node = None
     code = 0
@@ -346,7 +347,7 @@ def run(factory: Callable[[], Any], argv: Sequence[str] | None = None, *, rt_pri
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        threading.Thread(target=_give_up, daemon=True).start()
+        stop.set()
         if node is not None:
             try:
                 node.close()
@@ -369,7 +370,9 @@ def _executor(node: Any) -> Any:
     return SingleThreadedExecutor()
 
 
-def _give_up() -> None:
+def _give_up(stop: threading.Event) -> None:
+    """A process that was told to stop and hangs (in a callback, in a library) ends all the same."""
+    stop.wait()
     time.sleep(TEARDOWN_S)
     os._exit(EXIT_STUCK)
 

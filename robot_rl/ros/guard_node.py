@@ -114,8 +114,8 @@ class GuardNode(PlainNode):
         self.listen(DiagnosticArray, names.EPISODE_STATUS, self._on_episode, qos.STATE)
         self.listen(Bool, names.ESTOP, self._on_estop_topic, qos.STATE)
         feedback = self.robot.feedback
-        if feedback.joint_states:
-            self.listen(JointState, feedback.joint_states, self._on_joints, qos.SENSOR)
+        for topic in self.robot.joint_topics:
+            self.listen(JointState, topic, self._on_joints, qos.SENSOR)
         if feedback.tool_pose:
             self.listen(PoseStamped, feedback.tool_pose, self._on_pose, qos.SENSOR)
         if feedback.wrench and self.robot.limits.wrench is not None:

@@ -147,7 +147,8 @@ class PolicyNode(ManagedNode):
     def _on_clock_jump(self, jump: Any) -> None:
         with self.lock:
             if self.session is not None:
-                self.get_logger().warning("the clock jumped: the episode ends and what was received is forgotten")
+                if self.session.running:
+                    self.get_logger().warning("the clock jumped: the episode ends and what was received is forgotten")
                 self.session.clock_jumped()
 
     # ---- what is said

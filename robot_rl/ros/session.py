@@ -51,7 +51,8 @@ class Session:
         self.ended_at: float | None = None
         self._ending: tuple[str, bool, float, bool | None] | None = None
         self._last_state = State.AUTONOMOUS
-        self._stamp = 0
+        self._stamp = self._last_command = 0
+        self._due = False
         self._operator: dict[str, tuple[np.ndarray, int]] = {}
 
     # ---- configure
@@ -112,7 +113,8 @@ class Session:
             self._closers.append(lambda publisher=publisher: node.destroy_lifecycle_publisher(publisher))
         self.period_s = 1.0 / self.robot.rates.command_hz
         self.control_s = 1.0 / self.robot.rates.control_hz
-        self.grace_s = min(0.4 * self.control_s, 0.4 * self.period_s)
+        # How long a control step may wait for a chunk when it has none. Simulated time waits for nobody's processor.
+        self.grace_s = 2.0 * self.control_s if node.sim_time else min(0.4 * self.control_s, 0.4 * self.period_s)
         self.intervals = IntervalStatistics(self.period_s)
         if self.host is not None:
             self.worker = InferenceWorker(self.host.decide)
@@ -121,10 +123,26 @@ class Session:
 
     def start_playout(self, tick: Any) -> None:
         if self.node.sim_time:
-            self._timer = self.node.create_timer(self.period_s, tick)
+            self._timer = self.node.create_timer(self.period_s, lambda: self._on_node_time(tick))
+            self.sync.on_anchor = lambda: self._on_anchor(tick)
         else:
             self._playout = Playout(self.period_s, tick, rt_priority=self.p["rt_priority"])
             self._playout.start()
+
+    def _on_node_time(self, tick: Any) -> None:
+        """A control step whose anchor is still on its way (``/clock`` may overtake it) waits for it."""
+        anchor = self.sync.streams[self.sync.anchor].newest
+        late = anchor is not None and self.node.now_ns() - anchor.stamp_ns > 0.5 * self.control_s * S
+        if self.running and self._part == 0 and late and not self._due:
+            self._due = True
+            return
+        self._due = False
+        tick()
+
+    def _on_anchor(self, tick: Any) -> None:
+        if self._due:
+            self._due = False
+            tick()
 
     def stop_playout(self) -> None:
         if self._playout is not None:
@@ -291,15 +309,13 @@ class Session:
 
     def tick(self) -> None:
         """One command period."""
-        now = time.monotonic()
         if self._part == 0 and not self._control():
             return
-        stamp = max(self.node.now_ns(), self._last_command + 1) if hasattr(self, "_last_command") else self.node.now_ns()
-        self._last_command = stamp
+        stamp = self._last_command = max(self.node.now_ns(), self._last_command + 1)
         for channel, vector in self.loop.vectors(self._part, stamp).items():
             self._actions[channel].publish(self.hops[channel].message(vector, stamp))
         if self._sent_since is None:
-            self._sent_since = now
+            self._sent_since = self.node.clock_ns()
         self._part = (self._part + 1) % self.loop.per_step
         self.intervals.tick(time.monotonic())
 
@@ -358,15 +374,15 @@ class Session:
             return False
         limit = max(GUARD_SILENT_S, 2.5 * self.period_s)
         heard = self.loop.executed_ns
-        since = time.monotonic() - self._sent_since
-        return since > limit and (heard < 0 or self.node.clock_ns() - heard > limit * S)
+        now = self.node.clock_ns()
+        return now - self._sent_since > limit * S and (heard < 0 or now - heard > limit * S)
 
     def _infer(self, stale: bool) -> None:
         assert self.host is not None
         assert self.worker is not None
         loop, scheduler = self.loop.loop, self.loop.scheduler
         p95 = self.worker.quantile(0.95)
-        latency_rows = int(np.ceil(max(0.0, p95 - self.grace_s) / self.control_s))
+        latency_rows = 0 if self.node.sim_time else int(np.ceil(max(0.0, p95 - self.grace_s) / self.control_s))
         scheduler.replan_margin = latency_rows + self.p["replan_margin"]
         self._accept(self.worker.poll())
         if not stale and not self.holding and loop.wants_chunk and not self.worker.busy:

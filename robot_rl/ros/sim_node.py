@@ -46,7 +46,8 @@ class SimNode(PlainNode):
         self._sim_ns = 1_000_000_000
         self._stop, self._paused = threading.Event(), False
         self._late = self._frames_late = self._ignored = 0
-        self._commanded = threading.Event()
+        self._commanded, self._fresh = threading.Event(), set[str]()
+        self._lockstep = p["lockstep"] and p["realtime_factor"] == 0.0
         self._command_at = time.monotonic()
         self._pending: list[tuple[float, str, np.ndarray]] = []
         self._rate = (0, time.monotonic())
@@ -116,7 +117,9 @@ class SimNode(PlainNode):
                 with self._lock:
                     self._pending.append((time.monotonic() + delay, channel, vector))
                     self._command_at = time.monotonic()
-                self._commanded.set()
+                    self._fresh.add(channel)
+                    if len(self._fresh) == len(self.robot.commands):
+                        self._commanded.set()
 
             self.listen(kind, command.topic, take, qos.COMMAND)
 
@@ -174,19 +177,25 @@ class SimNode(PlainNode):
 
     def _run(self) -> None:
         factor = self.parameters["realtime_factor"]
-        lockstep = self.parameters["lockstep"] and factor == 0.0
         period = self.sim.slice_s / factor if factor else 0.0
         deadline = time.monotonic()
+        patience = self.sim.control_s
         while not self._stop.is_set():
             if self._paused:
                 self._stop.wait(0.05)
                 deadline = time.monotonic()
                 continue
             with self._lock:
+                if self._lockstep:  # before the step whose state asks for the next command
+                    self._fresh.clear()
+                    self._commanded.clear()
                 boundary = self._slice()
-            if lockstep and boundary:
-                self._commanded.clear()
-                self._commanded.wait(LOCKSTEP_S)
+            if self._lockstep:
+                while not boundary:
+                    with self._lock:
+                        boundary = self._slice()
+                # Nobody commands between episodes: then time passes as it does.
+                patience = LOCKSTEP_S if self._commanded.wait(patience) else self.sim.control_s
             if not period:
                 continue
             deadline += period
@@ -220,7 +229,7 @@ class SimNode(PlainNode):
                 stage=t.stage or None,
             )  # fmt: skip
             self._task.publish(conversion.records_message([state], stamp, hardware_id=self.robot_id))
-        if self._clock_topic is not None:
+        if self._clock_topic is not None and (boundary or not self._lockstep):  # in lockstep, timers tick on control steps
             self._clock_topic.publish(Clock(clock=conversion.to_stamp(stamp)))
 
     # ---- cameras

@@ -154,7 +154,8 @@ class Synchroniser:
         self._digests: dict[str, tuple[int, int, int]] = {}  # camera: digest, first arrival with it, last stamp
         self._lock = threading.Lock()
         self._arrived = threading.Event()
-        self.anchor = self._anchor_topic()
+        self.on_anchor: Callable[[], None] | None = None
+        self.anchor = ""
         self.repeated = 0
         self.skews: deque[int] = deque(maxlen=200)
         self._last_images: tuple[int, ...] = ()
@@ -163,6 +164,7 @@ class Synchroniser:
                 self._listen(s.topic, s.type, s.qos, 64, s.stamped)
         for image in robot.images.values():
             self._listen(image.topic, image.type, image.qos, 5, True)
+        self.anchor = self._anchor_topic()
 
     def _listen(self, topic: str, type_name: str, quality: Qos, keep: int, stamped: bool) -> None:
         if topic in self.streams:
@@ -175,6 +177,8 @@ class Synchroniser:
                 stream.add(message, self.node.now_ns(), self.clock())
             if topic == self.anchor:
                 self._arrived.set()
+                if self.on_anchor is not None:
+                    self.on_anchor()
 
         self.subscriptions.append(self.node.listen(TYPES[type_name], topic, store, profile))
 
@@ -323,8 +327,8 @@ class Feedback:
         self.joints: dict[str, tuple[float, int]] = {}
         self.pose: tuple[np.ndarray, int] | None = None
         self.subscriptions = []
-        if robot.feedback.joint_states:
-            self.subscriptions.append(node.listen(JointState, robot.feedback.joint_states, self._on_joints, qos.SENSOR))
+        for topic in robot.joint_topics:
+            self.subscriptions.append(node.listen(JointState, topic, self._on_joints, qos.SENSOR))
         if robot.feedback.tool_pose:
             self.subscriptions.append(node.listen(PoseStamped, robot.feedback.tool_pose, self._on_pose, qos.SENSOR))
 

@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from robot_rl.intervention.arbitration import Arbiter, Arbitration, PolicyOnly, Situation
-from robot_rl.runtime.acting import DecisionRequest
 from robot_rl.runtime.chunk_scheduler import ChunkScheduler
 from robot_rl.runtime.safety import SafetyFilter, SafetyLevel
 from robot_rl.types import ActionSpec, Decision, Episode, EpisodeMeta, Observation, SafetyFlag, Source, Step
+
+if TYPE_CHECKING:
+    from robot_rl.runtime.acting import DecisionRequest
 
 
 class Recorder(Protocol):
@@ -106,6 +108,8 @@ class ControlLoop:
 
     def request(self) -> DecisionRequest:
         """The question to put to the policy now."""
+        from robot_rl.runtime.acting import DecisionRequest  # here, because it imports torch, which a teleoperated robot lacks
+
         names = self._frames[-1].keys()
         stack = {n: np.stack([f[n] for f in self._frames]) for n in names}
         return DecisionRequest(stack, self.key, self.decisions, self.step)
