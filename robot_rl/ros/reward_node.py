@@ -288,7 +288,9 @@ class RewardNode(ManagedNode):
             ))  # fmt: skip
         if job.frames is not None and episode_id in self._live:
             self._live[episode_id] += [r.event_id for r in rewards]
-        if store is not None and scores.success is not None:
+        # An episode that was cut from outside has not failed; nobody knows how it would have ended.
+        cut = job.status.end_reason not in (None, "task", "timeout")
+        if store is not None and scores.success is not None and (scores.success or not cut):
             step = scores.success_step if scores.success and scores.success_step > 0 else len(stamps)
             rewards.append(StepReward(
                 source=LABEL, event_id=new_ulid(), step=step, stamp_ns=0, kind="success", value=float(scores.success), valid=True,
