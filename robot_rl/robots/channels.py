@@ -166,5 +166,3 @@ class Channel:
 
 def channels_of(robot: RobotDescription) -> tuple[Channel, ...]:
     return tuple(Channel(c, robot.rates.control_hz, robot.limits.tool) for c in robot.commands)
-
-

@@ -385,17 +385,27 @@ class RobotDescription:
         mine = self.features
         for name, spec in features.items():
             if name not in mine:
-                near = [n for n in mine if n.startswith(OBSERVATION_IMAGES)] if name.startswith(OBSERVATION_IMAGES) else list(mine)
-                out.append(f"the policy reads {name}, which robot {self.name!r} does not observe; it has {', '.join(near) or 'none'}")
+                near = (
+                    [n for n in mine if n.startswith(OBSERVATION_IMAGES)] if name.startswith(OBSERVATION_IMAGES) else list(mine)
+                )
+                out.append(
+                    f"the policy reads {name}, which robot {self.name!r} does not observe; it has {', '.join(near) or 'none'}"
+                )
             elif mine[name].shape != spec.shape:
                 out.append(f"{name}: the policy reads shape {spec.shape}, robot {self.name!r} gives {mine[name].shape}")
             elif spec.names and mine[name].names and spec.names != mine[name].names:
                 differ = next((a, b) for a, b in zip(spec.names, mine[name].names, strict=True) if a != b)
-                out.append(f"{name}: the policy reads {differ[0]!r} where robot {self.name!r} gives {differ[1]!r}; order matters")
+                out.append(
+                    f"{name}: the policy reads {differ[0]!r} where robot {self.name!r} gives {differ[1]!r}; order matters"
+                )
         if action.dim != self.action_dim:
-            out.append(f"the policy's action has {action.dim} dimensions {action.names}, robot {self.name!r} takes {self.action_dim}")
+            out.append(
+                f"the policy's action has {action.dim} dimensions {action.names}, robot {self.name!r} takes {self.action_dim}"
+            )
         elif action.mode != self.action_modes:
-            out.append(f"the policy's action modes are {action.mode}, the commands of robot {self.name!r} say {self.action_modes}")
+            out.append(
+                f"the policy's action modes are {action.mode}, the commands of robot {self.name!r} say {self.action_modes}"
+            )
         return out
 
     def with_rates(self, control_hz: float = 0.0, command_hz: float = 0.0) -> RobotDescription:

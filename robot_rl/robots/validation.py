@@ -30,15 +30,23 @@ def warnings(robot: RobotDescription) -> list[str]:
         out.append(f"rates: command_hz / control_hz = {ratio:g}; a whole number keeps rows and commands in step")
     for c in robot.commands:
         if c.kind.startswith("joint_group") and robot.rates.command_hz < 100:
-            out.append(f"commands.{c.channel}: {robot.rates.command_hz:g} Hz into a forward controller moves in steps; 100 Hz and more is advised")
+            out.append(
+                f"commands.{c.channel}: {robot.rates.command_hz:g} Hz into a forward controller moves in steps; 100 Hz and more is advised"
+            )
         if c.kind in ("joint_group_position", "pose", "joint_state") and not c.controller_timeout_s:
-            out.append(f"commands.{c.channel}: its controller has no command timeout; if the guard dies the arm keeps its last target")
+            out.append(
+                f"commands.{c.channel}: its controller has no command timeout; if the guard dies the arm keeps its last target"
+            )
         if c.kind == "joint_trajectory" and not c.controller_timeout_s:
-            out.append(f"commands.{c.channel}: cmd_timeout of the trajectory controller is off by default; set it and controller_timeout_s")
+            out.append(
+                f"commands.{c.channel}: cmd_timeout of the trajectory controller is off by default; set it and controller_timeout_s"
+            )
     for name, sources in robot.states.items():
         for s in sources:
             if s.hz > 200 and s.type.endswith("JointState"):
-                out.append(f"observations.{name}: {s.topic} at {s.hz:g} Hz costs a quarter of a core in rclpy; publish a slower copy")
+                out.append(
+                    f"observations.{name}: {s.topic} at {s.hz:g} Hz costs a quarter of a core in rclpy; publish a slower copy"
+                )
     return out
 
 
@@ -50,7 +58,9 @@ def _head(robot: RobotDescription) -> Iterator[Finding]:
     if not _NAME.fullmatch(robot.name):
         yield Finding("name", robot.name, "accepted are lower-case letters, digits and underscores")
     if robot.rates.command_hz < robot.rates.control_hz:
-        yield Finding("rates.command_hz", robot.rates.command_hz, f"accepted is control_hz ({robot.rates.control_hz:g}) or more")
+        yield Finding(
+            "rates.command_hz", robot.rates.command_hz, f"accepted is control_hz ({robot.rates.control_hz:g}) or more"
+        )
 
 
 def _observations(robot: RobotDescription) -> Iterator[Finding]:
@@ -89,12 +99,16 @@ def _observations(robot: RobotDescription) -> Iterator[Finding]:
                 yield Finding(f"{where}.{key}", list(value), "accepted are [height, width] from 8 to 8192 pixels")
         yield from _age(where, image.max_age_s, image.hz)
         if robot.sync.tolerance_s >= 1.0 / image.hz:
-            yield Finding("sync.tolerance_s", robot.sync.tolerance_s, f"accepted is less than one period of {name} ({1 / image.hz:g} s)")
+            yield Finding(
+                "sync.tolerance_s", robot.sync.tolerance_s, f"accepted is less than one period of {name} ({1 / image.hz:g} s)"
+            )
 
 
 def _age(key: str, max_age_s: float, hz: float) -> Iterator[Finding]:
     if max_age_s < 1.5 / hz:
-        yield Finding(f"{key}.max_age_s", max_age_s, f"accepted is at least 1.5 / hz = {1.5 / hz:g}; less would hold all the time")
+        yield Finding(
+            f"{key}.max_age_s", max_age_s, f"accepted is at least 1.5 / hz = {1.5 / hz:g}; less would hold all the time"
+        )
 
 
 def _topics(robot: RobotDescription) -> Iterator[Finding]:
@@ -158,7 +172,9 @@ def _commands(robot: RobotDescription) -> Iterator[Finding]:
                 yield Finding(f"{key}.frame", "", "the frame of a Cartesian command is part of its meaning")
         else:
             if len(c.names) != c.action.width:
-                yield Finding(f"{key}.names", list(c.names), f"one joint for each of the {c.action.width} dimensions of its slice")
+                yield Finding(
+                    f"{key}.names", list(c.names), f"one joint for each of the {c.action.width} dimensions of its slice"
+                )
             for joint in c.names:
                 if not _JOINT.fullmatch(joint):
                     yield Finding(f"{key}.names", joint, "a joint name")
@@ -188,7 +204,9 @@ def _slices(robot: RobotDescription) -> Iterator[Finding]:
     for i, c in enumerate(robot.commands):
         for dim in range(*c.action.slice):
             if dim in owner:
-                yield Finding(f"commands.{i}.action.slice", list(c.action.slice), f"dimension {dim} already drives {owner[dim]}")
+                yield Finding(
+                    f"commands.{i}.action.slice", list(c.action.slice), f"dimension {dim} already drives {owner[dim]}"
+                )
             owner[dim] = c.channel
     missing = sorted(set(range(robot.action_dim)) - set(owner))
     if missing:
@@ -211,30 +229,44 @@ def _limits(robot: RobotDescription) -> Iterator[Finding]:
             continue
         for joint in c.names:
             if joint not in limits.joints:
-                yield Finding(f"limits.joints.{joint}", None, f"commands.{i} moves it: position, velocity, acceleration and jerk are needed")
+                yield Finding(
+                    f"limits.joints.{joint}",
+                    None,
+                    f"commands.{i} moves it: position, velocity, acceleration and jerk are needed",
+                )
             elif c.kind == "joint_group_effort" and limits.joints[joint].effort is None:
                 yield Finding(f"limits.joints.{joint}.effort", None, f"commands.{i} sends efforts: the largest one is needed")
         for key, joint, value in _numbers(robot, c):
             if joint in limits.joints and c.kind not in ("joint_group_velocity", "joint_group_effort"):
                 low, high = _room(robot, joint)
                 if not low <= value <= high:
-                    yield Finding(f"commands.{i}.{key}", value, f"inside the limits of {joint} minus margin: [{low:g}, {high:g}]")
+                    yield Finding(
+                        f"commands.{i}.{key}", value, f"inside the limits of {joint} minus margin: [{low:g}, {high:g}]"
+                    )
     for joint, limit in limits.joints.items():
         low, high = limit.position
         if not low < high:
             yield Finding(f"limits.joints.{joint}.position", [low, high], "accepted is [low, high] with low < high")
         elif limits.margin_of(joint) >= (high - low) / 2:
-            yield Finding(f"limits.joints.{joint}.margin", limits.margin_of(joint), f"accepted is less than half the range ({(high - low) / 2:g})")
+            yield Finding(
+                f"limits.joints.{joint}.margin",
+                limits.margin_of(joint),
+                f"accepted is less than half the range ({(high - low) / 2:g})",
+            )
     if limits.tool is not None and not cartesian and robot.kinematics is None:
         yield Finding("limits.tool", None, "a pose or twist channel, or kinematics, is needed to know where the tool is")
     if limits.tool is None and any(c.kind in ("pose", "twist") for c in robot.commands):
         yield Finding("limits.tool", None, "a pose or twist channel needs the tool's limits")
     if any(c.kind == "pose" for c in robot.commands) and not robot.feedback.tool_pose:
-        yield Finding("feedback.tool_pose", "", "a pose channel needs the measured pose, else its first command cannot be checked")
+        yield Finding(
+            "feedback.tool_pose", "", "a pose channel needs the measured pose, else its first command cannot be checked"
+        )
     if limits.wrench is not None and not robot.feedback.wrench:
         yield Finding("feedback.wrench", "", "limits.wrench needs the topic of the measured wrench")
     if any(not c.is_cartesian for c in robot.commands) and not robot.feedback.joint_states:
-        yield Finding("feedback.joint_states", "", "joint channels need the measured joints, else the first command cannot be checked")
+        yield Finding(
+            "feedback.joint_states", "", "joint channels need the measured joints, else the first command cannot be checked"
+        )
     if limits.tool is not None:
         boxes = [("workspace", limits.tool.workspace)] if limits.tool.workspace else []
         boxes += [(f"keep_out.{i}", b) for i, b in enumerate(limits.tool.keep_out)]

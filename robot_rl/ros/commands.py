@@ -128,7 +128,10 @@ class GripperServiceSink:
 
     def __init__(self, node: Node, command: Command) -> None:
         self._node, self._command = node, command
-        self._clients = {True: node.create_client(Trigger, command.topic), False: node.create_client(Trigger, command.close_topic)}
+        self._clients = {
+            True: node.create_client(Trigger, command.topic),
+            False: node.create_client(Trigger, command.close_topic),
+        }
         self._is_open: bool | None = None
 
     def send(self, vector: np.ndarray, stamp_ns: int) -> None:
@@ -233,7 +236,9 @@ def read_controller(command: Command, robot: RobotDescription) -> Callable[[Any]
         def trajectory(message: JointTrajectory) -> np.ndarray:
             where = {n: i for i, n in enumerate(message.joint_names)}
             if not message.points or set(where) != set(command.names):
-                raise WireError(f"{command.topic}: a trajectory of {list(where)}; accepted are exactly {', '.join(command.names)}")
+                raise WireError(
+                    f"{command.topic}: a trajectory of {list(where)}; accepted are exactly {', '.join(command.names)}"
+                )
             positions = message.points[0].positions
             if len(positions) != len(where):
                 raise WireError(f"{command.topic}: {len(positions)} positions for {len(where)} joints")

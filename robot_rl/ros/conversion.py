@@ -85,7 +85,11 @@ def read_records(message: DiagnosticArray, cls: type[T]) -> list[T]:
 
 
 def joint_state(
-    names: Sequence[str], stamp_ns: int, position: Sequence[float] = (), velocity: Sequence[float] = (), effort: Sequence[float] = ()
+    names: Sequence[str],
+    stamp_ns: int,
+    position: Sequence[float] = (),
+    velocity: Sequence[float] = (),
+    effort: Sequence[float] = (),
 ) -> JointState:
     message = JointState(
         name=list(names), position=[float(x) for x in position], velocity=[float(x) for x in velocity],
@@ -112,7 +116,9 @@ class JointReader:
             where = {n: i for i, n in enumerate(message.name)}
             for name in self.names:
                 if name not in where:
-                    raise WireError(f"joint {name!r} is not in the message; it has {', '.join(list(message.name)[:12]) or 'none'}")
+                    raise WireError(
+                        f"joint {name!r} is not in the message; it has {', '.join(list(message.name)[:12]) or 'none'}"
+                    )
             self._order, self._index = list(message.name), np.array([where[n] for n in self.names], np.intp)
         values = np.asarray(getattr(message, self.field), np.float64)
         if len(values) != len(message.name):
@@ -216,7 +222,9 @@ def read_compressed(message: CompressedImage, size: tuple[int, int]) -> np.ndarr
     try:
         with Pictures.open(io.BytesIO(bytes(message.data))) as picture:
             if picture.format not in ("JPEG", "PNG") or (picture.height, picture.width) != tuple(size):
-                raise WireError(f"picture {picture.format} of {picture.width}x{picture.height}: accepted is {size[1]}x{size[0]}")
+                raise WireError(
+                    f"picture {picture.format} of {picture.width}x{picture.height}: accepted is {size[1]}x{size[0]}"
+                )
             return np.asarray(picture.convert("RGB"))
     except WireError:
         raise

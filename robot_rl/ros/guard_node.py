@@ -109,7 +109,9 @@ class GuardNode(PlainNode):
         for channel, hop in self._hops.items():
             self._listen_hop("policy", f"{names.ACTION}/{channel}", channel, hop, qos.COMMAND)
             self._listen_hop("operator", f"{names.OPERATOR_ACTION}/{channel}", channel, hop, qos.LATEST)
-        self.listen(Header, names.HEARTBEAT, lambda m: self._send(self.guard.on_heartbeat(m.frame_id, self.clock_ns())), qos.LATEST)
+        self.listen(
+            Header, names.HEARTBEAT, lambda m: self._send(self.guard.on_heartbeat(m.frame_id, self.clock_ns())), qos.LATEST
+        )
         self.listen(DiagnosticArray, names.OPERATOR_STATE, self._on_operator, qos.LATEST)
         self.listen(DiagnosticArray, names.EPISODE_STATUS, self._on_episode, qos.STATE)
         self.listen(Bool, names.ESTOP, self._on_estop_topic, qos.STATE)

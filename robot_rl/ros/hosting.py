@@ -53,7 +53,9 @@ def policy_folder(text: str) -> Path:
     for candidate in (path, path / "base"):
         if (candidate / "policy.json").is_file():
             return candidate
-    raise FileNotFoundError(f"policy={text!r}: neither it nor {path / 'base'} holds policy.json; accepted are a policy or run folder")
+    raise FileNotFoundError(
+        f"policy={text!r}: neither it nor {path / 'base'} holds policy.json; accepted are a policy or run folder"
+    )
 
 
 class PolicyHost:

@@ -22,7 +22,16 @@ from std_srvs.srv import SetBool, Trigger
 from robot_rl.intervention.arbiter import Request
 from robot_rl.ros import conversion, names, qos
 from robot_rl.ros.base import ERROR, OK, WARN, ManagedNode, run
-from robot_rl.wire import EpisodeStatus, GuardEvent, GuardState, InterventionState, OperatorState, StepReward, WeightsNotice, encode
+from robot_rl.wire import (
+    EpisodeStatus,
+    GuardEvent,
+    GuardState,
+    InterventionState,
+    OperatorState,
+    StepReward,
+    WeightsNotice,
+    encode,
+)
 from robot_rl.wire.records import PolicyHealth
 
 if TYPE_CHECKING:
@@ -56,9 +65,7 @@ class PolicyNode(ManagedNode):
             ("use_base", SetBool, self._on_use_base),
         ):  # fmt: skip
             self.create_service(kind, f"~/{name}", callback)
-        threshold = JumpThreshold(
-            min_forward=Duration(seconds=1), min_backward=Duration(nanoseconds=-1), on_clock_change=False
-        )
+        threshold = JumpThreshold(min_forward=Duration(seconds=1), min_backward=Duration(nanoseconds=-1), on_clock_change=False)
         self._jump = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
         self.create_timer(0.1, self._slow_tick)
         self.add_check("loop", self._check_loop)
@@ -264,7 +271,9 @@ class PolicyNode(ManagedNode):
             self._auto_at, self._resetting = session.ended_at + AUTO_PAUSE_S, None
         if now < self._auto_at:
             return
-        if self.guard is None or (not self.guard.armed and session.guard_hash_matches(self.guard) and self.guard.level == "estop"):
+        if self.guard is None or (
+            not self.guard.armed and session.guard_hash_matches(self.guard) and self.guard.level == "estop"
+        ):
             return
         if service and self._resetting is None:
             if self._reset_client is None:

@@ -84,7 +84,9 @@ class Recording:
             return float("inf")
         return shutil.disk_usage(self.folder).free / 1e9
 
-    def begin(self, *, task: str, robot: str, control_hz: float, version: int, extra: dict, now_ns: int, record: bool) -> EpisodeWriter | None:
+    def begin(
+        self, *, task: str, robot: str, control_hz: float, version: int, extra: dict, now_ns: int, record: bool
+    ) -> EpisodeWriter | None:
         """A new episode, running.
 
         Raises:
@@ -139,7 +141,9 @@ class Recording:
         label = self.last_label
         if self.store is None or label is None:
             raise ValueError("no episode was labelled in this session")
-        self.store.append_reward(replace(label, event_id="", value=float("nan"), valid=False, reason="undone", revokes=label.event_id))
+        self.store.append_reward(
+            replace(label, event_id="", value=float("nan"), valid=False, reason="undone", revokes=label.event_id)
+        )
         self.last_label = None
         return f"the label of episode {label.episode_id} is revoked"
 

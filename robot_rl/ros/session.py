@@ -60,7 +60,9 @@ class Session:
     def build(self) -> None:
         """Everything slow. Raises ValueError or OSError with what the user can put right."""
         p, node = self.p, self.node
-        self.robot = load_robot(p["robot"]).with_rates(p["control_hz"], p["command_hz"])
+        described = load_robot(p["robot"])
+        self.robot_hash = described.hash  # of the file: the guard has no part in rates that were overridden here
+        self.robot = described.with_rates(p["control_hz"], p["command_hz"])
         for text in warnings(self.robot):
             node.get_logger().warning(text)
         if p["inference"] == "process":
@@ -95,7 +97,7 @@ class Session:
         self._default_rows = n_rows
         self.recording = Recording(
             node.publish_status, node.folder_of_store(), features=self.features, action=action, noise_shape=noise,
-            chunk_horizon=horizon, base_hash=base_hash, stats_hash=stats_hash, robot_hash=self.robot.hash, flush_s=p["wal_flush_s"],
+            chunk_horizon=horizon, base_hash=base_hash, stats_hash=stats_hash, robot_hash=self.robot_hash, flush_s=p["wal_flush_s"],
             warn=node.get_logger().error,
         )  # fmt: skip
         self._closers.append(self.recording.close)
@@ -167,7 +169,7 @@ class Session:
     # ---- episodes
 
     def guard_hash_matches(self, guard: GuardState) -> bool:
-        return guard.robot_hash == self.robot.hash
+        return guard.robot_hash == self.robot_hash
 
     def reset_answered(self, future: Any) -> int | None:
         """Observations from before the answer of a reset belong to the old start."""
@@ -183,7 +185,7 @@ class Session:
         if guard is None:
             raise ValueError("the guard has not been heard of: start guard_node")
         if not self.guard_hash_matches(guard):
-            raise ValueError(f"guard_node runs another robot description (hash {guard.robot_hash}, here {self.robot.hash})")
+            raise ValueError(f"guard_node runs another robot description (hash {guard.robot_hash}, here {self.robot_hash})")
         if not guard.armed:
             raise ValueError(f"the guard is not armed ({guard.reason}): call guard_node/arm")
         snapshot = self.sync.snapshot()
@@ -200,7 +202,7 @@ class Session:
             draw = float(seeding.rng("candidate", self.robot.name, self.p["seed"], index).random())
             self.host.take(candidate_draw=draw)
         version = 0 if self.host is None else self.host.acting.version
-        extra = {"robot": self.robot.name, "robot_hash": self.robot.hash, "parameters": self._recorded_parameters()}
+        extra = {"robot": self.robot.name, "robot_hash": self.robot_hash, "parameters": self._recorded_parameters()}
         if self.host is not None:
             extra |= {"mode": self.host.acting.mode, "head": self.p["head"]}
         writer = self.recording.begin(
@@ -227,7 +229,17 @@ class Session:
         return self.recording.status.episode_id
 
     def _recorded_parameters(self) -> dict[str, Any]:
-        keep = ("n_action_steps", "replan_margin", "blend", "blend_steps", "swap_at", "explore", "max_episode_s", "seed", "policy")
+        keep = (
+            "n_action_steps",
+            "replan_margin",
+            "blend",
+            "blend_steps",
+            "swap_at",
+            "explore",
+            "max_episode_s",
+            "seed",
+            "policy",
+        )
         return {k: self.p[k] for k in keep}
 
     def _align(self) -> None:
@@ -403,7 +415,9 @@ class Session:
             return
         self.loop.loop.accept(decision)
         if self._chunks.get_subscription_count():
-            self._chunks.publish(conversion.chunk_message(decision.chunk, self.loop.loop.action.names, self._stamp, self.control_s))
+            self._chunks.publish(
+                conversion.chunk_message(decision.chunk, self.loop.loop.action.names, self._stamp, self.control_s)
+            )
 
     # ---- what is heard
 
@@ -412,7 +426,9 @@ class Session:
 
     def on_guard(self, state: GuardState) -> None:
         self.loop.guard_moving = state.level in ("ok", "clamp") and state.source == "policy"
-        self.loop.guard_holding = state.level in ("hold", "stop", "estop") and state.armed and state.rule not in ("idle", "armed")
+        self.loop.guard_holding = (
+            state.level in ("hold", "stop", "estop") and state.armed and state.rule not in ("idle", "armed")
+        )
         if self.running and not state.armed:
             self.finish("safety", truncated=True, detail=state.reason)
 

@@ -28,7 +28,7 @@ from robot_rl.sim.robot import field_of_view, make_robot
 from robot_rl.wire import TaskState
 
 LATE_S = 0.2
-LOCKSTEP_S = 1.0
+LOCKSTEP_S = 3.0
 
 
 class SimNode(PlainNode):
@@ -71,7 +71,9 @@ class SimNode(PlainNode):
         self._clock_topic = self.create_publisher(Clock, names.CLOCK, qos.LATEST) if not self._wall else None
         self._joints = self.create_publisher(JointState, robot.feedback.joint_states or names.JOINT_STATES, qos.SENSOR)
         has_pose = self.sim.tool_pose() is not None
-        self._pose = self.create_publisher(PoseStamped, robot.feedback.tool_pose or names.TOOL_POSE, qos.SENSOR) if has_pose else None
+        self._pose = (
+            self.create_publisher(PoseStamped, robot.feedback.tool_pose or names.TOOL_POSE, qos.SENSOR) if has_pose else None
+        )
         self._task = self.create_publisher(DiagnosticArray, "~/task_state", qos.EVENT)
         self._estimates: dict[str, Any] = {}
         known = {robot.feedback.joint_states, robot.feedback.tool_pose}

@@ -237,7 +237,11 @@ class Synchroniser:
             return Snapshot(None, 0, [*problems, str(error)])
         except KeyError as error:
             return Snapshot(None, 0, [*problems, f"no complete set of pictures yet: {error}"])
-        stamps = [r.stamp_ns for r in images.values()] if images else [found.stamp_ns for parts in states.values() for found in parts]
+        stamps = (
+            [r.stamp_ns for r in images.values()]
+            if images
+            else [found.stamp_ns for parts in states.values() for found in parts]
+        )
         self.skews.append(skew)
         used = tuple(sorted(r.stamp_ns for r in images.values()))
         self.repeated += bool(used) and used == self._last_images
@@ -303,7 +307,9 @@ class Synchroniser:
             return cached[1]
         if isinstance(found.message, Image):
             if (found.message.height, found.message.width) != source.size:
-                raise WireError(f"{source.topic}: {found.message.height}x{found.message.width}, the robot description says {source.size}")
+                raise WireError(
+                    f"{source.topic}: {found.message.height}x{found.message.width}, the robot description says {source.size}"
+                )
             picture = conversion.read_image(found.message)
         else:
             picture = conversion.read_compressed(found.message, source.size)

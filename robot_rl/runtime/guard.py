@@ -171,7 +171,9 @@ class Guard:
         over = over + 1 if force > limits.force or torque > limits.torque else 0
         self._force = (smooth, now_ns, over)
         if over >= 2 and self.armed:
-            return self._stop("wrench", f"{force:.1f} N, {torque:.2f} N m measured; limits {limits.force:g} N, {limits.torque:g} N m", now_ns)
+            return self._stop(
+                "wrench", f"{force:.1f} N, {torque:.2f} N m measured; limits {limits.force:g} N, {limits.torque:g} N m", now_ns
+            )
         return []
 
     def on_operator(self, engaged: bool, deadman: bool, now_ns: int) -> None:
@@ -290,7 +292,9 @@ class Guard:
 
     def _complete(self, source: str, tick: _Tick, now_ns: int) -> list[Sent]:
         if not self.armed:
-            self._count(RuleEvent(self.rule if self.rule in ("estop", "disarmed", "stop") else "disarmed", next(iter(tick.vectors))))
+            self._count(
+                RuleEvent(self.rule if self.rule in ("estop", "disarmed", "stop") else "disarmed", next(iter(tick.vectors)))
+            )
             return []
         if not self._admitted(source, now_ns):
             return []

@@ -99,7 +99,9 @@ class TabletopRobot:
         for c in self._channels.values():
             unknown = set(c.command.names) - {*ARM_JOINTS, GRIPPER_JOINT}
             if unknown:
-                raise ValueError(f"commands.{c.name}.names={sorted(unknown)}: {self.env_id} has {', '.join((*ARM_JOINTS, GRIPPER_JOINT))}")
+                raise ValueError(
+                    f"commands.{c.name}.names={sorted(unknown)}: {self.env_id} has {', '.join((*ARM_JOINTS, GRIPPER_JOINT))}"
+                )
         self._address = [int(env.model.joint(n).qposadr[0]) for n in ARM_JOINTS]
         self._speed = [int(env.model.joint(n).dofadr[0]) for n in ARM_JOINTS]
         self._finger_speed = [int(env.model.joint(n).dofadr[0]) for n in ("finger_left", "finger_right")]
@@ -139,7 +141,7 @@ class TabletopRobot:
 
     def _apply(self) -> None:
         env, new = self.env, self._new
-        x, y, z, yaw, width = env.command
+        x, y, z, yaw, _ = env.command
         moved = False
         for name, vector in new.items():
             c = self._channels[name]
@@ -194,9 +196,13 @@ class SteppedRobot:
         self._channels = {c.name: c for c in channels_of(robot)}
         for c in self._channels.values():
             if c.kind == "pose":
-                raise ValueError(f"commands.{c.name}.kind=pose: {self.env_id} reports no tool pose; accepted are twist and joint kinds")
+                raise ValueError(
+                    f"commands.{c.name}.kind=pose: {self.env_id} reports no tool pose; accepted are twist and joint kinds"
+                )
         if robot.action_dim != env.spec.action.dim:
-            raise ValueError(f"robot {robot.name!r} commands {robot.action_dim} dimensions; {self.env_id} takes {env.spec.action.dim}")
+            raise ValueError(
+                f"robot {robot.name!r} commands {robot.action_dim} dimensions; {self.env_id} takes {env.spec.action.dim}"
+            )
         self._names = _names(env)
         self.reset(0)
 

@@ -12,7 +12,6 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
-from functools import lru_cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
@@ -56,8 +55,17 @@ class _Field:
     choices: tuple[str, ...]
 
 
-@lru_cache(maxsize=64)
-def _fields(cls: Any) -> tuple[_Field, ...]:
+_FIELDS: dict[type, tuple[_Field, ...]] = {}
+
+
+def _fields(cls: type) -> tuple[_Field, ...]:
+    known = _FIELDS.get(cls)
+    if known is None:
+        known = _FIELDS[cls] = _read_fields(cls)
+    return known
+
+
+def _read_fields(cls: Any) -> tuple[_Field, ...]:
     hints, out = get_type_hints(cls), []
     for f in dataclasses.fields(cls):
         hint, optional, mapping = hints[f.name], False, False

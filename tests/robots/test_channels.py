@@ -93,7 +93,9 @@ def test_a_twist_of_deltas_covers_the_delta_in_one_step():
 
 
 def test_grippers_are_never_interpolated():
-    command = Command(channel="arm", kind="joint_group_position", topic="t", names=("a", "g"), action=ActionMap(slice=(0, 2), gripper=("g",)))
+    command = Command(
+        channel="arm", kind="joint_group_position", topic="t", names=("a", "g"), action=ActionMap(slice=(0, 2), gripper=("g",))
+    )
     half = Channel(command, 20.0).between(np.array([0.0, 0.0]), np.array([1.0, 1.0]), 0.5)
     assert half.tolist() == [0.5, 1.0]
 

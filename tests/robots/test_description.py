@@ -116,7 +116,14 @@ def test_each_rule_names_key_and_remedy(tmp_path, change, key, words):
 
 def test_a_pose_channel_needs_limits_and_a_measured_pose(tmp_path):
     data = good()
-    data["commands"] = [{"channel": "arm", "kind": "pose", "topic": "target_pose", "action": {"slice": [0, 4], "mode": "delta", "layout": "xyz_yaw"}}]
+    data["commands"] = [
+        {
+            "channel": "arm",
+            "kind": "pose",
+            "topic": "target_pose",
+            "action": {"slice": [0, 4], "mode": "delta", "layout": "xyz_yaw"},
+        }
+    ]
     assert {"limits.tool", "feedback.tool_pose"} <= set(findings(tmp_path, data))
 
 
@@ -132,7 +139,10 @@ def test_what_is_unwise_is_said_and_accepted(tmp_path):
 def test_a_policy_that_does_not_fit_is_told_why(tmp_path):
     robot = load(tmp_path, good())
     action = ActionSpec((-1.0, -1.0, 0.0), (1.0, 1.0, 1.0))
-    features = {"observation.state": FeatureSpec((2,), "float32", ("b", "a")), "observation.images.wrist": FeatureSpec((24, 32, 3), "uint8")}
+    features = {
+        "observation.state": FeatureSpec((2,), "float32", ("b", "a")),
+        "observation.images.wrist": FeatureSpec((24, 32, 3), "uint8"),
+    }
     told = " ".join(robot.policy_findings(features, action))
     assert "order matters" in told
     assert "observation.images.wrist" in told

@@ -11,7 +11,9 @@ import pytest
 @pytest.fixture(scope="session")
 def ros() -> None:
     """Skips without rclpy; wheels come with ``pip install 'robot_rl[ros]'``."""
-    pytest.importorskip("rclpy", reason="rclpy is not installed here: pip install 'robot_rl[ros]' (Linux x86_64) or source ROS 2 Jazzy")
+    pytest.importorskip(
+        "rclpy", reason="rclpy is not installed here: pip install 'robot_rl[ros]' (Linux x86_64) or source ROS 2 Jazzy"
+    )
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image, JointState
 
-from robot_rl.robots.description import Command, ActionMap, load_robot
+from robot_rl.robots.description import ActionMap, Command, load_robot
 from robot_rl.ros import conversion, qos
 from robot_rl.ros.commands import Hop, MissingMessagePackage, controller_type, read_controller, sink_for
 from robot_rl.ros.synchroniser import Synchroniser
@@ -25,7 +25,8 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 def test_records_survive_dds_serialisation():
     records = [
-        StepReward("human", "e", f"id{i}", i, 5, "success", float(np.nextafter(1, i)), True, False, confidence=0.1) for i in range(256)
+        StepReward("human", "e", f"id{i}", i, 5, "success", float(np.nextafter(1, i)), True, False, confidence=0.1)
+        for i in range(256)
     ]
     message = conversion.records_message(records, 123_456_789_012)
     back = deserialize_message(serialize_message(message), type(message))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robot_rl.robots.description import RobotDescription, load_robot
-from robot_rl.runtime.guard import S, Guard, GuardConfig, Sent
+from robot_rl.runtime.guard import Guard, GuardConfig, S, Sent
 
 MS = 1_000_000
 PERIOD = 20 * MS  # sim_arm_joints: 50 commands a second
@@ -19,7 +19,9 @@ class Rig:
         self.robot = robot or load_robot("sim_arm_joints")
         self.now = 10 * S
         self.guard = Guard(self.robot, GuardConfig(**config), self.now)
-        self.joints = {j: 0.3 if j == "joint4" else 0.05 if j == "gripper_width" else 0.0 for c in self.robot.commands for j in c.names}
+        self.joints = {
+            j: 0.3 if j == "joint4" else 0.05 if j == "gripper_width" else 0.0 for c in self.robot.commands for j in c.names
+        }
         self.heartbeat = "policy"
         self.sent: list[Sent] = []
         self.alive = True

@@ -27,7 +27,7 @@ from robot_rl.wire import (
 
 EXAMPLES = [
     StepReward("human", "01E", "01X", 3, 5, "success", 1.0, True, False, reason="pressed", confidence=0.1 + 0.2),
-    EpisodeStatus("01E", "running", 4, 17, task="lift: it = \"now\"\n", weights_version=0, started_ns=10**18),
+    EpisodeStatus("01E", "running", 4, 17, task='lift: it = "now"\n', weights_version=0, started_ns=10**18),
     GuardState("holding", "hold", True, 12, "abc", source="hold", rule="watchdog", counters={"velocity": 3, "finite": 0}),
     GuardEvent("velocity", "arm", 2, 1, 9, joint="j1", wanted=1e-300, sent=-0.0, limit=math.inf),
     OperatorState("joy", "anna", 3, True, True, False, age_ms=1.5),
