@@ -172,7 +172,7 @@ SIM = (
     ArgSpec("env", "tabletop/Lift", "simulated task"),
     ArgSpec("seed", "0", "of the first reset"),
     ArgSpec("headless", "true", "no window", boolean=True),
-    ArgSpec("realtime_factor", "1.0", "simulated seconds a second; 0: as fast as possible"),
+    ArgSpec("realtime_factor", "1.0", "simulated seconds a second; 0: as fast as the graph answers"),
     ArgSpec("images", "off", "what simulated cameras publish", ("raw", "jpeg", "both", "off")),
 )
 EPISODES = (
@@ -243,7 +243,8 @@ class _Robot:
         a = self.a
         params = {
             "env": a["env"], "robot": a["robot"], "seed": (a.number("seed", int) + 10_007 * index) % 900_000,
-            "headless": a.true("headless"), "realtime_factor": a.number("realtime_factor"), "images": a["images"],
+            "headless": a.true("headless"), "realtime_factor": a.number("realtime_factor"),
+            "lockstep": a.number("realtime_factor") == 0.0, "images": a["images"],
             "publish_clock": clock, "use_sim_time": False,
         }  # fmt: skip
         return self.node("sim_node", 1, params)

@@ -219,11 +219,15 @@ class RewardNode(ManagedNode):
         self._say(job, scores, store, stamps, (time.monotonic() - job.asked) * 1e3)
         self.report_problem("source", None)
 
-    def _store(self, status: EpisodeStatus) -> Path | None:
+    def _reachable(self, status: EpisodeStatus) -> Path | None:
         given = self.parameters["store"]
         uri = urlsplit(status.store_uri or "")
         folder = Path(given).expanduser() if given else Path(unquote(uri.path)) if uri.scheme == "file" else None
-        if folder is None or not (folder / "store.json").exists():
+        return folder if folder is not None and (folder / "store.json").exists() else None
+
+    def _store(self, status: EpisodeStatus) -> Path | None:
+        folder = self._reachable(status)
+        if folder is None:
             self.report_problem(
                 "store", f"episode {status.episode_id}: its store {status.store_uri!r} cannot be read from here"
             )
@@ -261,7 +265,9 @@ class RewardNode(ManagedNode):
 
         source = self.source
         assert source is not None
-        info, episode_id, recorded = source.describe(), job.status.episode_id, store is not None
+        info, episode_id = source.describe(), job.status.episode_id
+        # What is said while an episode runs is not written down where its exact form will be, once it is committed.
+        recorded = store is not None or self._reachable(job.status) is not None
         common: dict[str, Any] = {
             "episode_id": episode_id, "recorded": recorded, "latency_ms": latency_ms, "model_id": info.model_id,
             "prompt_hash": info.prompt_hash or None,
@@ -282,7 +288,9 @@ class RewardNode(ManagedNode):
             ))  # fmt: skip
         if job.frames is not None and episode_id in self._live:
             self._live[episode_id] += [r.event_id for r in rewards]
-        if store is not None and scores.success is not None:
+        # An episode that was cut from outside has not failed; nobody knows how it would have ended.
+        cut = job.status.end_reason not in (None, "task", "timeout")
+        if store is not None and scores.success is not None and (scores.success or not cut):
             step = scores.success_step if scores.success and scores.success_step > 0 else len(stamps)
             rewards.append(StepReward(
                 source=LABEL, event_id=new_ulid(), step=step, stamp_ns=0, kind="success", value=float(scores.success), valid=True,

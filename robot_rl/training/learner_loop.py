@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robot_rl.replay.store import EpisodeStore
+from robot_rl.replay.errors import SchemaError
+from robot_rl.replay.store import EpisodeStore, read_info
 from robot_rl.replay.tailer import StoreTailer, Tailed
 from robot_rl.runtime.weights import Manifest, WeightChannel
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -269,7 +270,7 @@ class LearnerLoop:
         state = {
             **self.core.state(),
             "counters": dict(vars(self.counters)),
-            "stores": [str(path) for path in self.stores],
+            "stores": [[str(path), _identity(path)] for path in self.stores],
             "episodes": [[self._where[i], i] for i in ids],
             "cursors": [cursors[str(path)] for path in self.stores],
             "logs": self.core.folder.log_sizes(["metrics.jsonl"]),
@@ -278,6 +279,18 @@ class LearnerLoop:
         save_checkpoint(self.folder / "checkpoints", name, self.core.tensors(), state)
         self._saved = time.monotonic()
         self.status.checkpoint_ns = time.time_ns()
+
+    def _places(self, told: list[list[str]] | None) -> dict[int, int]:
+        """Where the stores of a checkpoint are now: robots may have come and gone, and the run folder may have moved."""
+        if told is None:  # a checkpoint of one store
+            return {i: i for i in range(len(self.stores))}
+        here = [[str(p), _identity(p)] for p in self.stores]
+        found = {}
+        for i, (path, identity) in enumerate(told):
+            same = [k for k, (p, own) in enumerate(here) if (own == identity if identity else p == path)]
+            if same:
+                found[i] = next((k for k in same if here[k][0] == path), same[0])
+        return found
 
     def resume(self) -> bool:
         """Continue from the latest checkpoint; False when there is none.
@@ -294,8 +307,7 @@ class LearnerLoop:
         self.core.counters = LoopCounters(**state["counters"])
         self.core.folder.rewind_logs(state["logs"], ["metrics.jsonl"])
         opened: dict[int, EpisodeStore] = {}
-        told = [Path(p) for p in state.get("stores", map(str, self.stores))]  # robots may have come and gone since
-        now_at = {i: self.stores.index(p) for i, p in enumerate(told) if p in self.stores}
+        now_at = self._places(state.get("stores"))
         for told_index, episode_id in state["episodes"]:
             if (index := now_at.get(told_index, -1)) < 0:
                 continue
@@ -313,11 +325,19 @@ class LearnerLoop:
             store.close()
         # Reward logs are read again from their start: events change nothing twice, and the tailer then knows all of them.
         cursors: dict[str, dict[str, Any]] = {
-            str(path): {**cursor, "rewards": {}} for path, cursor in zip(told, state["cursors"], strict=False)
+            str(self.stores[now_at[i]]): {**cursor, "rewards": {}} for i, cursor in enumerate(state["cursors"]) if i in now_at
         }
         self._tailer = StoreTailer(self.stores, keys=self._keys, cursors=cursors)
         self.beat("starting")
         return True
+
+
+def _identity(store: Path) -> str:
+    """What tells a store from another one at the same place; empty while there is none."""
+    try:
+        return str(read_info(store)["created_ns"])
+    except (FileNotFoundError, SchemaError):
+        return ""
 
 
 def read_in_use(folder: Path) -> tuple[int, ...]:

@@ -146,6 +146,7 @@ def test_a_robots_bag_becomes_the_episode_it_recorded(tmp_path):
     recording = importers.open_dataset(tmp_path / "run.mcap", robot="sim_arm", source="policy")
     source = recording.describe()
     assert source.extra["commands"]["arm"] == "/executed/arm"
+    assert source.action.dim == 5
     (episode,) = recording.episodes()
     assert (episode.meta.episode_id, episode.meta.task, episode.meta.success) == ("ep", "lift", True)
     n = len(episode)

@@ -9,14 +9,15 @@ from robot_rl.progress import Silent
 RECIPE = """
 extends: {quickstart}
 demos: {{prefill: false, episodes: {demos}}}
-base: {{bc: {{steps: {steps}}}}}
-schedule: {{warmup_steps: {warmup}, return_updates: 20, warmup_updates: 20, batch_size: 64, updates_per_step: 0.2}}
+base: {{bc: {{steps: {steps}, policy: {{kind: diffusion, horizon: 8, n_action_steps: 8, width: 64, num_steps: 2}}}}}}
+schedule: {{warmup_steps: {warmup}, return_updates: 10, warmup_updates: 10, batch_size: 32, updates_per_step: 0.1}}
 gate: {{reference_n_min: 5, n_min: 5}}
 """
 PARAMETERS = """
 /**/policy_node:
   ros__parameters:
     configure_timeout_s: 600.0
+    warmup_forwards: 1
 /**/monitor_node:
   ros__parameters:
     configure_timeout_s: 600.0
@@ -27,7 +28,7 @@ PARAMETERS = """
 """
 
 
-def write_recipe(folder: Path, *, steps: int = 400, demos: int = 40, warmup: int = 120) -> Path:
+def write_recipe(folder: Path, *, steps: int = 120, demos: int = 20, warmup: int = 60) -> Path:
     from robot_rl.paths import find_config
 
     path = folder / "recipe.yaml"

@@ -222,6 +222,17 @@ def test_the_description_is_json(tmp_path):
     assert yaml.safe_load(file.read_text())["/**"]["ros__parameters"]["robot"] == "sim_arm"
 
 
+def test_every_node_is_an_entry_point():
+    """`ros2 run` and launch files start what setuptools installs; `python -m` starts the module's own main."""
+    import re
+
+    scripts = dict(re.findall(r'^(\w+) = "([\w.:]+)"$', (ROOT / "pyproject.toml").read_text(), re.M))
+    for name in ALL_NODES:
+        assert scripts.get(name) == f"robot_rl.ros.{name}:main"
+        source = ast.parse((ROOT / "robot_rl" / "ros" / f"{name}.py").read_text())
+        assert any(isinstance(n, ast.FunctionDef) and n.name == "main" for n in source.body)
+
+
 def test_no_node_is_started_that_is_not_in_the_table():
     for name, given in ARGUMENTS:
         for spec in graph(name).build(given):
