@@ -268,7 +268,8 @@ def test_weights_are_swapped_in_motion(tmp_path: Path):
         more_weights.count = 0  # type: ignore[attr-defined]
         probe.until(lambda: len(committed()) >= 3, "three episodes", 300.0, also=more_weights)
         ids = [s.episode_id for s in committed()]
-        assert all(s.end_reason == "timeout" for s in committed())
+        # A machine that is too busy for even a waiting simulator may make the guard end one; swaps never do.
+        assert {s.end_reason for s in committed()} <= {"timeout", "safety"}, [(s.end_reason, s.detail) for s in committed()]
         with EpisodeStore.open(run / "store") as reading:
             episodes = [reading.read(i) for i in ids]
         versions = {int(v) for e in episodes for v in e.weights_version}
