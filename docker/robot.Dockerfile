@@ -5,7 +5,7 @@ FROM ros:jazzy-ros-base
 ENV DEBIAN_FRONTEND=noninteractive MUJOCO_GL=egl
 RUN apt-get update && apt-get install -y --no-install-recommends \
       python3-pip python3-venv python3-colcon-common-extensions \
-      ros-jazzy-trajectory-msgs ros-jazzy-diagnostic-msgs ros-jazzy-lifecycle-msgs ros-jazzy-launch-ros \
+      ros-jazzy-trajectory-msgs ros-jazzy-diagnostic-msgs ros-jazzy-lifecycle-msgs ros-jazzy-rosgraph-msgs ros-jazzy-std-srvs ros-jazzy-launch-ros \
       libegl1 libgl1 libgles2 libglib2.0-0 \
     && rm -rf /var/lib/apt/lists/*
 
@@ -16,6 +16,8 @@ COPY . .
 RUN pip install --break-system-packages --no-cache-dir uv \
     && uv pip install --system --break-system-packages --no-cache \
        --constraints docker/ros-constraints.txt --overrides docker/ros-overrides.txt -r pyproject.toml
+
+RUN pip install --break-system-packages --no-cache-dir mcap rosbags
 
 RUN . /opt/ros/jazzy/setup.sh && cd /opt/robot_rl && colcon build --packages-select robot_rl
 

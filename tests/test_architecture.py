@@ -19,9 +19,12 @@ PACKAGE = ROOT / "robot_rl"
 # Importing these takes seconds, or they belong to an extra; only functions may import them.
 LAZY = {
     "lerobot", "robosuite", "gymnasium_robotics", "matplotlib", "cv2", "wandb", "pandas", "pyarrow",
-    "transformers", "peft", "ray", "accelerate", "starlette", "uvicorn", "websockets",
+    "transformers", "peft", "ray", "accelerate", "starlette", "uvicorn", "websockets", "mcap", "rosbags",
 }  # fmt: skip
-ROS = {"rclpy", "std_msgs", "std_srvs", "sensor_msgs", "geometry_msgs", "trajectory_msgs", "launch", "launch_ros"}
+ROS = {
+    "rclpy", "std_msgs", "std_srvs", "sensor_msgs", "geometry_msgs", "trajectory_msgs", "diagnostic_msgs", "lifecycle_msgs",
+    "rosgraph_msgs", "rcl_interfaces", "builtin_interfaces", "control_msgs", "launch", "launch_ros",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from robot_rl.runtime.acting import DecisionRequest
+from robot_rl.intervention.arbitration import Arbiter, Arbitration, PolicyOnly, Situation
 from robot_rl.runtime.chunk_scheduler import ChunkScheduler
 from robot_rl.runtime.safety import SafetyFilter, SafetyLevel
-from robot_rl.types import ActionSpec, Decision, Episode, Observation, SafetyFlag, Source, Step
+from robot_rl.types import ActionSpec, Decision, Episode, EpisodeMeta, Observation, SafetyFlag, Source, Step
+
+if TYPE_CHECKING:
+    from robot_rl.runtime.acting import DecisionRequest
 
 
 class Recorder(Protocol):
@@ -38,31 +40,6 @@ class Recorder(Protocol):
     def commit(self, final_observation: Observation, *, success: bool | None = None, background: bool = False) -> Episode: ...
 
     def abort(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Arbitration:
-    """What the arbiter makes of the policy's wish in one step."""
-
-    command: np.ndarray
-    source: Source = Source.POLICY
-    human: np.ndarray | None = None
-    intervention_id: int = -1
-    drop_chunk: bool = False  # a take-over or hand-back ends the running chunk
-    operator_stamp_ns: int | None = None
-
-
-class Arbiter(Protocol):
-    """Decides between policy and human, once per step."""
-
-    def arbitrate(self, now_ns: int, wish: np.ndarray, observation: Observation) -> Arbitration: ...
-
-
-class PolicyOnly:
-    """The arbiter of a robot without an operator."""
-
-    def arbitrate(self, now_ns: int, wish: np.ndarray, observation: Observation) -> Arbitration:
-        return Arbitration(wish)
 
 
 class ControlLoop:
@@ -90,6 +67,7 @@ class ControlLoop:
         self._recorder: Recorder | None = None
         self._pending: Step | None = None
         self._running = False
+        self._not_before = 0  # chunks computed from earlier observations must not run
         self.step = 0
         self.decisions = 0
 
@@ -114,8 +92,10 @@ class ControlLoop:
         self.key, self.step, self.decisions = key, 0, 0
         self._observation_stamp, self._recorder, self._pending = now, recorder, None
         self._last = None if measured is None else np.asarray(measured, np.float32)
+        self._not_before = 0
         self.scheduler.clear()
         self.safety.reset(now, measured=measured)
+        self.arbiter.begin()
         self._running = True
 
     @property
@@ -128,33 +108,46 @@ class ControlLoop:
 
     def request(self) -> DecisionRequest:
         """The question to put to the policy now."""
+        from robot_rl.runtime.acting import DecisionRequest  # here, because it imports torch, which a teleoperated robot lacks
+
         names = self._frames[-1].keys()
         stack = {n: np.stack([f[n] for f in self._frames]) for n in names}
         return DecisionRequest(stack, self.key, self.decisions, self.step)
 
     def accept(self, decision: Decision) -> bool:
-        """Schedule a decision; False if it came too late to run at all (it is logged either way)."""
+        """Schedule a decision; False if it came too late to run at all (it is logged either way).
+
+        One computed from an observation before the last take-over or hand-back never runs.
+        """
         identity = self.decisions if self._recorder is None else self._recorder.decide(decision)
         self.decisions += 1
+        if decision.step < self._not_before:
+            return False
         return self.scheduler.push(
             decision.step, self.step, decision.chunk, decision.chunk_base, identity, decision.weights_version
         )
 
-    def tick(self, now_ns: int | None = None) -> np.ndarray:
-        """The command (A,) for this control step, after arbiter and safety filter. Call :meth:`observe` before the next tick."""
+    def tick(self, now_ns: int | None = None, hold: SafetyFlag = SafetyFlag.NONE) -> np.ndarray:
+        """The command (A,) for this control step, after arbiter and safety filter. Call :meth:`observe` before the next tick.
+
+        ``hold`` names rules that the driver judged itself (a stale topic); with any of them the filter holds.
+        """
         if not self._running or self._pending is not None:
             raise RuntimeError("tick: begin an episode first, and observe the outcome of the last tick")
         now = time.monotonic_ns() if now_ns is None else now_ns
         observation = self._frames[-1]
         row = self.scheduler.row(self.step)
         wish = self._standstill() if row is None else row.command
-        choice = self.arbiter.arbitrate(now, wish, observation)
+        situation = Situation(self.step, row is not None, self._standstill())
+        choice = self.arbiter.arbitrate(now, wish, observation, situation)
         if choice.drop_chunk:
             self.scheduler.clear()
+            self._not_before = self.step
         source = Source.HOLD if row is None and choice.source is Source.POLICY else choice.source
         result = self.safety.filter(
             choice.command, now_ns=now, observation_stamp_ns=self._observation_stamp,
             operator_stamp_ns=choice.operator_stamp_ns, chunk_started=row is not None and row.chunk_started,
+            hold=hold,
         )  # fmt: skip
         if result.level >= SafetyLevel.HOLD:
             source = Source.SAFETY
@@ -175,6 +168,20 @@ class ControlLoop:
             stamp_ns=self._observation_stamp,
         )
         return command
+
+    def correct(
+        self, action: np.ndarray | None = None, source: Source | None = None, safety: SafetyFlag = SafetyFlag.NONE
+    ) -> None:
+        """Something behind this loop changed the last command (a guard): record what it really did. Nothing if no step is open."""
+        step = self._pending
+        if step is None:
+            return
+        if action is not None:
+            step.action = np.asarray(action, np.float32)
+            self._last = step.action
+        if source is not None:
+            step.source = source
+        step.safety |= safety
 
     def observe(
         self, observation: Observation, reward: float, terminated: bool, truncated: bool, stamp_ns: int | None = None
@@ -197,6 +204,9 @@ class ControlLoop:
         recorder, self._recorder = self._recorder, None
         if recorder is None:
             return None
+        meta = getattr(recorder, "meta", None)
+        if isinstance(meta, EpisodeMeta):
+            meta.extra.update(self.arbiter.report())
         return recorder.commit(self._frames[-1], success=success, background=background)
 
     def abort(self) -> None:
@@ -212,4 +222,4 @@ class ControlLoop:
         return np.where(self._delta, 0.0, last).astype(np.float32)
 
 
-__all__ = ["Arbiter", "Arbitration", "ControlLoop", "PolicyOnly", "Recorder"]
+__all__ = ["Arbiter", "Arbitration", "ControlLoop", "PolicyOnly", "Recorder", "Situation"]

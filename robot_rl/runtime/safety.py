@@ -262,6 +262,7 @@ class SafetyFilter:
         observation_stamp_ns: int | None = None,
         operator_stamp_ns: int | None = None,
         chunk_started: bool = False,
+        hold: SafetyFlag = _NONE,
     ) -> SafetyResult:
         """One control tick.
 
@@ -272,6 +273,7 @@ class SafetyFilter:
                 when ``max_observation_age_s`` is set.
             operator_stamp_ns: of the operator's last message, given only while a person is in control.
             chunk_started: this is the first row of a new chunk.
+            hold: rules that were judged elsewhere (a driver's watchdog, the age of a topic) and ask for a hold.
 
         Raises:
             ValueError: ``command`` has another shape, or a needed stamp is missing: wiring errors, not motion.
@@ -282,27 +284,27 @@ class SafetyFilter:
         if command.shape != self._shape:
             raise ValueError(f"command has shape {command.shape}; accepted is {self._shape}")
         values: list[float] = command.tolist()
-        hold = 0
+        held = int(hold)
         if self._watchdog_ns is not None or now_ns < self._now:
-            hold |= self._watch(now_ns)
+            held |= self._watch(now_ns)
         self._now = now_ns
         if self._observation_ns is not None:
             if observation_stamp_ns is None:
                 raise ValueError("observation_stamp_ns is missing: safety.max_observation_age_s needs it")
             if not -self._observation_ns <= now_ns - observation_stamp_ns <= self._observation_ns:
-                hold |= 128
+                held |= 128
         if operator_stamp_ns is not None and self._operator_ns is not None:
             age = now_ns - operator_stamp_ns
             if not -self._operator_ns <= age <= self._operator_ns:
-                hold |= 256
-        if not hold and self._plain:
+                held |= 256
+        if not held and self._plain:
             for x, lo, hi in zip(values, self._low, self._high, strict=True):
                 if not lo <= x <= hi or x - x != 0.0:  # the difference is NaN for NaN and for infinities
                     break
             else:
                 self._last, self._known, self._hold_since = values, True, -1
                 return SafetyResult(command.copy(), _NONE, SafetyLevel.OK)
-        return self._full(command, values, now_ns, hold, chunk_started)
+        return self._full(command, values, now_ns, held, chunk_started)
 
     def _watch(self, now_ns: int) -> int:
         late = self._watchdog_ns is not None and now_ns - self._now > self._watchdog_ns

@@ -1,10 +1,12 @@
-"""Weights between machines: a small HTTP/1.1 endpoint beside the learner, and the client that fetches and verifies.
+"""Between machines without a shared folder: a small HTTP/1.1 endpoint beside the learner, and clients that verify.
 
 ==========================================  ==================================================================
 ``GET /v1/weights``                         ``{"latest": 7, "versions": [5, 6, 7]}``
 ``GET /v1/weights/<version>/manifest.json`` the manifest
 ``GET /v1/weights/<version>/weights.safetensors`` the bytes; ``Range`` resumes, ``ETag`` is the sha256
 ==========================================  ==================================================================
+
+Episodes and rewards come in through the same port, see ``runtime/inbox.py`` and ``runtime/shipping.py``.
 
 Standard library only. The endpoint binds to loopback unless told otherwise, and beyond loopback it refuses to start without a
 bearer token. It does not encrypt: where the network is not trusted, put a tunnel or a reverse proxy in front.
@@ -34,6 +36,8 @@ from robot_rl.runtime.weights import MANIFEST, MAX_MANIFEST_BYTES, WEIGHTS, Mani
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from robot_rl.runtime.inbox import EpisodeInbox
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +91,48 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(send_body=False)
 
+    def do_PATCH(self) -> None:
+        self._receive()
+
+    def do_POST(self) -> None:
+        self._receive()
+
     def log_message(self, format: str, *args: Any) -> None:
         logger.debug("weights endpoint: " + format, *args)
 
     def version_string(self) -> str:
         return "robot_rl"
 
-    def _plain(self, status: int, body: dict[str, Any], send_body: bool) -> None:
+    def _receive(self) -> None:
+        """Take in what a robot sends. A body that is not read whole ends the connection."""
+        if not self._authorized():
+            self.close_connection = True
+            return self._plain(401, {"error": "a bearer token is needed"}, True)
+        inbox, parts = self.server.inbox, urlsplit(self.path).path.split("/")
+        if inbox is None or parts[:2] != ["", "v1"]:
+            self.close_connection = True
+            return self._plain(404, {"error": "not found"}, True)
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch(r"[0-9]{1,18}", length):
+            self.close_connection = True
+            return self._plain(411, {"error": "Content-Length is needed"}, True)
+        limit = inbox.body_limit(self.command, parts[2:])
+        if int(length) > limit:
+            self.close_connection = True
+            return self._plain(413, {"error": f"accepted are at most {limit} bytes"}, True)
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            self.close_connection = True
+            return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        answer = inbox.answer(self.command, parts[2:], headers, body)
+        self._plain(answer.status, answer.body, True, answer.headers)
+
+    def _plain(self, status: int, body: dict[str, Any], send_body: bool, headers: Mapping[str, str] | None = None) -> None:
         data = json.dumps(body).encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         if status == 401:
             self.send_header("WWW-Authenticate", "Bearer")
         self.send_header("Content-Type", "application/json")
@@ -116,6 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return self._plain(401, {"error": "a bearer token is needed"}, send_body)
         parts = urlsplit(self.path).path.split("/")
+        if self.server.inbox is not None and parts[:2] == ["", "v1"] and parts[2:3] != ["weights"]:
+            answer = self.server.inbox.answer(self.command, parts[2:], {}, b"")
+            return self._plain(answer.status, answer.body, send_body, answer.headers)
         if parts[:3] != ["", "v1", "weights"] or any(not _NAME.fullmatch(p) or ".." in p for p in parts[1:]):
             return self._plain(404, {"error": "not found"}, send_body)
         channel = self.server.channel
@@ -175,19 +215,29 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = True
     channel: WeightChannel
     token: str | None
+    inbox: EpisodeInbox | None = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("weights endpoint: connection from %s ended early", client_address, exc_info=True)
 
 
 class WeightServer:
-    """Serves one :class:`WeightChannel` from a thread of its own. Use as a context manager, or ``close`` it.
+    """Serves one :class:`WeightChannel`, and takes episodes into ``inbox``, from a thread of its own.
+
+    Use as a context manager, or ``close`` it.
 
     Raises:
         ValueError: ``host`` is not loopback and there is no token.
     """
 
-    def __init__(self, channel: WeightChannel, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> None:
+    def __init__(
+        self,
+        channel: WeightChannel,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+        inbox: EpisodeInbox | None = None,
+    ) -> None:
         token = read_token() if token is None else read_token({TOKEN_VARIABLE: token})
         if token is None and not _is_loopback(host):
             raise ValueError(
@@ -195,7 +245,7 @@ class WeightServer:
             )
         server_class = type("_Server6", (_Server,), {"address_family": 10}) if ":" in host else _Server
         self._server = server_class((host, port), _Handler)
-        self._server.channel, self._server.token = channel, token
+        self._server.channel, self._server.token, self._server.inbox = channel, token, inbox
         self._thread = threading.Thread(target=self._server.serve_forever, name="weights-endpoint", daemon=True)
         self._thread.start()
 
@@ -229,16 +279,34 @@ class _Client:
         self.headers = {"Connection": "close"} | ({"Authorization": f"Bearer {token}"} if token else {})
 
     def get(
-        self, path: str, headers: Mapping[str, str] | None = None
+        self, path: str, headers: Mapping[str, str] | None = None, method: str = "GET", body: bytes | None = None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
         connection = kind(self.host, self.port, timeout=self.timeout_s)
         try:
-            connection.request("GET", self.prefix + path, headers={**self.headers, **(headers or {})})
+            connection.request(method, self.prefix + path, body, headers={**self.headers, **(headers or {})})
             return connection, connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise TransferError(f"{self.host}:{self.port}{path}: {error or type(error).__name__}") from error
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, dict[str, Any], Mapping[str, str]]:
+        """(status, JSON body, headers with lower-case names) of one exchange.
+
+        Raises:
+            TransferError: no answer, half of one, or one that is not ours.
+        """
+        connection, response = self.get(path, headers, method, body)
+        try:
+            data = response.read(MAX_MANIFEST_BYTES)
+            told = json.loads(data) if data else {}
+            return response.status, dict(told), {k.lower(): v for k, v in response.getheaders()}
+        except (OSError, http.client.HTTPException, ValueError, TypeError) as error:
+            raise TransferError(f"{method} {path}: {error!r}") from error
+        finally:
+            connection.close()
 
     def small(self, path: str, limit: int = MAX_MANIFEST_BYTES) -> bytes:
         connection, response = self.get(path)

@@ -5,6 +5,7 @@ It tails stores, updates, and publishes; nobody waits for it. Its folder holds::
     status.json      heartbeat (LearnerStatus)
     checkpoints/     everything an exact resume of the learner needs
     in_use.json      versions the acting side may come back to (written there): they are not pruned
+    control.json     LearnerControl: pause, rates, an extra checkpoint (written by the owner)
 
 Published versions are never taken back: after a crash the learner goes on from its checkpoint under the next free number,
 because the acting side may be acting with the later ones.
@@ -16,23 +17,24 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robot_rl.replay.store import EpisodeStore
+from robot_rl.replay.errors import SchemaError
+from robot_rl.replay.store import EpisodeStore, read_info
 from robot_rl.replay.tailer import StoreTailer, Tailed
 from robot_rl.runtime.weights import Manifest, WeightChannel
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from robot_rl.training.config import LearnerProcessConfig, MixtureConfig
 from robot_rl.training.interrupt import Interrupted
+from robot_rl.training.learner_control import IN_USE, LearnerControl, read_control
 from robot_rl.training.learner_core import LearnerCore, LearningCounters
 from robot_rl.training.learner_status import LearnerState, LearnerStatus
 from robot_rl.types import Episode, RewardEvent, Stratum
 
 logger = logging.getLogger(__name__)
 
-IN_USE = "in_use.json"
 SLICE = 50  # updates between two looks at everything else
 HEARTBEAT_S = 0.5
 EARNING = (Stratum.ONLINE, Stratum.INTERVENTION)
@@ -87,6 +89,8 @@ class LearnerLoop:
         self._where: dict[str, int] = {}  # episode to the store it came from
         self._clock = self._published = self._saved = time.monotonic()
         self._polled = self._beaten = -float("inf")
+        self._defaults = settings, core.config
+        self.control = replace(LearnerControl(), checkpoints=read_control(folder).checkpoints)
         folder.mkdir(parents=True, exist_ok=True)
         self.beat("starting")
 
@@ -122,15 +126,31 @@ class LearnerLoop:
         self.counters.wall_seconds += now - self._clock
         self._clock = now
         if now - self._polled >= self.settings.poll_s:
+            self._obey(read_control(self.folder))
             self._ingest_news()
             self._polled = time.monotonic()
-        worked = self._learn()
+        worked = not self.control.paused and self._learn()
         if self._publication_due():
             self.publish()
         if time.monotonic() - self._saved >= self.core.config.schedule.checkpoint_every_s:
             self.checkpoint()
-        self._beat_if_due("learning" if self.core.warm else "collecting")
+        self._beat_if_due("paused" if self.control.paused else "learning" if self.core.warm else "collecting")
         return worked
+
+    def _obey(self, control: LearnerControl) -> None:
+        if control == self.control:
+            return
+        before, self.control = self.control, control
+        settings, config = self._defaults
+        schedule = replace(
+            config.schedule,
+            checkpoint_every_s=control.checkpoint_every_s or config.schedule.checkpoint_every_s,
+            updates_per_step=control.updates_per_step or config.schedule.updates_per_step,
+        )
+        self.settings = replace(settings, publish_every_s=control.publish_every_s or settings.publish_every_s)
+        self.core.config = replace(config, schedule=schedule)
+        if control.checkpoints > before.checkpoints:
+            self.checkpoint()
 
     def _learn(self) -> bool:
         core = self.core
@@ -255,6 +275,7 @@ class LearnerLoop:
         state = {
             **self.core.state(),
             "counters": dict(vars(self.counters)),
+            "stores": [[str(path), _identity(path)] for path in self.stores],
             "episodes": [[self._where[i], i] for i in ids],
             "cursors": [cursors[str(path)] for path in self.stores],
             "logs": self.core.folder.log_sizes(["metrics.jsonl"]),
@@ -263,6 +284,18 @@ class LearnerLoop:
         save_checkpoint(self.folder / "checkpoints", name, self.core.tensors(), state)
         self._saved = time.monotonic()
         self.status.checkpoint_ns = time.time_ns()
+
+    def _places(self, told: list[list[str]] | None) -> dict[int, int]:
+        """Where the stores of a checkpoint are now: robots may have come and gone, and the run folder may have moved."""
+        if told is None:  # a checkpoint of one store
+            return {i: i for i in range(len(self.stores))}
+        here = [[str(p), _identity(p)] for p in self.stores]
+        found = {}
+        for i, (path, identity) in enumerate(told):
+            same = [k for k, (p, own) in enumerate(here) if (own == identity if identity else p == path)]
+            if same:
+                found[i] = next((k for k in same if here[k][0] == path), same[0])
+        return found
 
     def resume(self) -> bool:
         """Continue from the latest checkpoint; False when there is none.
@@ -279,7 +312,10 @@ class LearnerLoop:
         self.core.counters = LoopCounters(**state["counters"])
         self.core.folder.rewind_logs(state["logs"], ["metrics.jsonl"])
         opened: dict[int, EpisodeStore] = {}
-        for index, episode_id in state["episodes"]:
+        now_at = self._places(state.get("stores"))
+        for told_index, episode_id in state["episodes"]:
+            if (index := now_at.get(told_index, -1)) < 0:
+                continue
             if index not in opened:
                 opened[index] = EpisodeStore.open(self.stores[index])
             try:
@@ -294,11 +330,19 @@ class LearnerLoop:
             store.close()
         # Reward logs are read again from their start: events change nothing twice, and the tailer then knows all of them.
         cursors: dict[str, dict[str, Any]] = {
-            str(path): {**cursor, "rewards": {}} for path, cursor in zip(self.stores, state["cursors"], strict=False)
+            str(self.stores[now_at[i]]): {**cursor, "rewards": {}} for i, cursor in enumerate(state["cursors"]) if i in now_at
         }
         self._tailer = StoreTailer(self.stores, keys=self._keys, cursors=cursors)
         self.beat("starting")
         return True
+
+
+def _identity(store: Path) -> str:
+    """What tells a store from another one at the same place; empty while there is none."""
+    try:
+        return str(read_info(store)["created_ns"])
+    except (FileNotFoundError, SchemaError):
+        return ""
 
 
 def read_in_use(folder: Path) -> tuple[int, ...]:

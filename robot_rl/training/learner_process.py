@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -44,8 +44,16 @@ class LearnerProcess:
         given_up: the learner stays dead; acting goes on with what it has.
     """
 
-    def __init__(self, folder: RunFolder, settings: LearnerProcessConfig, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: LearnerProcessConfig,
+        progress: Progress | None = None,
+        stores: Sequence[Path] = (),
+        nice: int = 0,
+    ) -> None:
         self.folder, self.settings, self.progress = folder, settings, progress or Silent()
+        self.stores, self.nice = [Path(s) for s in stores], nice
         self.restarts = 0
         self.dead_since: float | None = None
         self.given_up = False
@@ -106,8 +114,11 @@ class LearnerProcess:
             return f"{status.state}, {status.env_steps:,} steps"
         return f"version {status.version}, {status.updates:,} updates, {status.updates_owed:,.0f} owed"
 
-    def stop(self, patience_s: float = 30.0) -> None:
-        """Ask the learner to save and end; kill it when it does not within ``patience_s``."""
+    def stop(self, patience_s: float = 30.0, *, kill: bool = True) -> None:
+        """Ask the learner to save and end; kill it when it does not within ``patience_s``.
+
+        Without ``kill`` it is left to finish its checkpoint on its own; whoever starts next waits for it.
+        """
         process, self._process = self._process, None
         if process is None:
             return
@@ -116,6 +127,9 @@ class LearnerProcess:
             try:
                 process.wait(patience_s)
             except subprocess.TimeoutExpired:
+                if not kill:
+                    self.progress.log("learner: still saving; it ends on its own")
+                    return
                 self.progress.log(f"learner: did not stop within {patience_s:.0f} s; it is killed")
                 process.kill()
                 process.wait()
@@ -123,7 +137,8 @@ class LearnerProcess:
 
     def _command(self) -> list[str]:
         module = "robot_rl.training.learner_process"
-        return [sys.executable, "-m", module, str(self.folder.path), f"--parent={os.getpid()}"]
+        more = [f"--store={path}" for path in self.stores]
+        return [sys.executable, "-m", module, str(self.folder.path), f"--parent={os.getpid()}", f"--nice={self.nice}", *more]
 
     def _launch(self) -> None:
         self.folder.learner.mkdir(parents=True, exist_ok=True)
@@ -191,8 +206,11 @@ def _only_learner(folder: RunFolder, flag: InterruptFlag) -> Iterator[None]:
         yield
 
 
-def learn(run_dir: Path, parent: int = 0) -> None:
-    """Learn for the run in ``run_dir`` until SIGTERM, or until the process ``parent`` (0: nobody) is gone."""
+def learn(run_dir: Path, parent: int = 0, stores: Sequence[Path] = ()) -> None:
+    """Learn for the run in ``run_dir`` until SIGTERM, or until the process ``parent`` (0: nobody) is gone.
+
+    ``stores`` are followed beside the run's own.
+    """
     from robot_rl.config import load
 
     folder = RunFolder(run_dir)
@@ -205,7 +223,7 @@ def learn(run_dir: Path, parent: int = 0) -> None:
         status = LearnerStatus.begin()
         status.write(folder.learner)
         try:
-            _work(config, folder, stop)
+            _work(config, folder, stop, stores)
         except BaseException as error:
             status = read_status(folder.learner) or status
             status.state, status.error = "failed", f"{type(error).__name__}: {error}"
@@ -213,7 +231,7 @@ def learn(run_dir: Path, parent: int = 0) -> None:
             raise
 
 
-def _work(config: PostTrainConfig, folder: RunFolder, stop: Callable[[], bool]) -> None:
+def _work(config: PostTrainConfig, folder: RunFolder, stop: Callable[[], bool], stores: Sequence[Path]) -> None:
     import torch
 
     from robot_rl.policies.checkpoint import load_policy
@@ -231,7 +249,8 @@ def _work(config: PostTrainConfig, folder: RunFolder, stop: Callable[[], bool]) 
     scalars = ScalarLog(folder, config, job="learner")
     try:
         core = LearnerCore(config, base, demos, LoopCounters(), folder, scalars, device)
-        loop = LearnerLoop(core, [folder.store], WeightChannel(folder.weights), folder.learner, config.learner_process, stop)
+        every = list(dict.fromkeys([folder.store.resolve(), *(s.resolve() for s in stores)])) if stores else [folder.store]
+        loop = LearnerLoop(core, every, WeightChannel(folder.weights), folder.learner, config.learner_process, stop)
         if loop.resume():
             logging.info("resumed at %d updates, %d episodes", core.learner.updates, loop.counters.episodes)
         loop.run()
@@ -243,9 +262,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="robot_rl.training.learner_process", description="The learner of a run folder.")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--parent", type=int, default=0, help="end when this process is gone (0: never)")
+    parser.add_argument("--store", type=Path, action="append", default=[], help="another episode store to learn from")
+    parser.add_argument("--nice", type=int, default=0, help="nice level")
     given = parser.parse_args(arguments)
+    if given.nice:
+        os.nice(given.nice)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    learn(given.run_dir, given.parent)
+    learn(given.run_dir, given.parent, given.store)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Literal
 from robot_rl.replay.files import replace_json
 
 STATUS = "status.json"
-LearnerState = Literal["starting", "offline", "collecting", "warm-up", "learning", "stopped", "failed"]
+LearnerState = Literal["starting", "offline", "collecting", "warm-up", "learning", "paused", "stopped", "failed"]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from spine_kit import ARM, STATE, FakeEnv, ListRecorder, SmoothBase
 from robot_rl.heads.latent_noise import LatentNoiseConfig, LatentNoiseHead
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.runtime.chunk_scheduler import ChunkScheduler
-from robot_rl.runtime.control_loop import Arbitration, ControlLoop
+from robot_rl.runtime.control_loop import Arbitration, ControlLoop, PolicyOnly
 from robot_rl.runtime.safety import SafetyConfig, SafetyFilter
 from robot_rl.types import Decision, SafetyFlag, Source
 
@@ -124,8 +124,8 @@ def test_what_the_safety_filter_replaces_is_marked() -> None:
 
 
 def test_a_take_over_ends_the_running_chunk() -> None:
-    class Operator:
-        def arbitrate(self, now_ns, wish, observation):
+    class Operator(PolicyOnly):
+        def arbitrate(self, now_ns, wish, observation, situation):
             t = int(observation[STATE][0])
             if t in (1, 2):
                 return Arbitration(np.array([-0.5, 0, 0.5]), Source.HUMAN, np.array([-0.5, 0, 0.5]), 0, t == 1, now_ns)

@@ -40,6 +40,7 @@ from robot_rl.training.config import (
     ScheduleConfig,
 )
 from robot_rl.training.interrupt import InterruptFlag
+from robot_rl.training.learner_control import LearnerControl
 from robot_rl.training.learner_core import LearnerCore
 from robot_rl.training.learner_loop import LearnerLoop, LoopCounters, read_in_use
 from robot_rl.training.learner_process import LearnerProcess
@@ -220,6 +221,45 @@ def test_several_stores_and_one_that_does_not_fit(folder: RunFolder, episodes: l
     drain(loop)
     assert set(loop.core.buffer.episode_ids()) == {episodes[0].meta.episode_id, episodes[1].meta.episode_id}
     assert loop.counters.episodes_refused == 1
+
+
+def test_stores_of_robots_come_and_go_between_two_lives(folder: RunFolder, episodes: list, tmp_path: Path) -> None:
+    paths = [folder.store, tmp_path / "left", tmp_path / "right"]
+    loop = make_loop(folder, paths)
+    for path, episode in zip(paths, episodes, strict=False):
+        with _open_store(path, loop.core.base) as store:
+            store.add(episode)
+    drain(loop)
+    loop.checkpoint()
+    ids = [e.meta.episode_id for e in episodes]
+    with _open_store(tmp_path / "third", loop.core.base) as store:
+        store.add(episodes[3])
+    again = make_loop(folder, [folder.store, tmp_path / "third", tmp_path / "right"])
+    assert again.resume()
+    assert set(again.core.buffer.episode_ids()) == {ids[0], ids[2]}
+    drain(again)
+    assert set(again.core.buffer.episode_ids()) == {ids[0], ids[2], ids[3]}, "nothing twice, and the new robot from its start"
+
+
+def test_an_owner_pauses_and_resumes_learning_and_asks_for_checkpoints(folder: RunFolder, episodes: list) -> None:
+    loop = make_loop(folder)
+    with _open_store(folder.store, loop.core.base) as store:
+        store.add(episodes[0])
+        drain(loop)
+        before = loop.core.learner.updates
+        LearnerControl(paused=True).write(folder.learner)
+        time.sleep(0.01)
+        store.add(episodes[1])
+        drain(loop)
+    assert loop.core.learner.updates == before
+    assert loop.counters.episodes == 2, "stores are still followed"
+    saved = loop.status.checkpoint_ns
+    LearnerControl(updates_per_step=0.5, checkpoints=1).write(folder.learner)
+    time.sleep(0.01)
+    drain(loop)
+    assert loop.core.learner.updates > before
+    assert loop.core.config.schedule.updates_per_step == 0.5
+    assert loop.status.checkpoint_ns > saved
 
 
 def test_what_a_human_corrected_is_drawn_with_the_demonstrations_share(folder: RunFolder, episodes: list) -> None:

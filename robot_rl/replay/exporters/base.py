@@ -48,6 +48,7 @@ _FORMATS = {
     "lerobot_v3": ("robot_rl.replay.exporters.lerobot", "LeRobot dataset v3.0 (folder)"),
     "lerobot_v21": ("robot_rl.replay.exporters.lerobot", "LeRobot dataset v2.1 (folder)"),
     "robomimic": ("robot_rl.replay.exporters.robomimic", "robomimic HDF5 (file)"),
+    "mcap": ("robot_rl.replay.exporters.mcap", "MCAP with ROS 2 messages, for Foxglove and rosbag2 (file)"),
 }
 
 

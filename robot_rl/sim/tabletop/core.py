@@ -177,9 +177,7 @@ class TabletopEnv:
             raise ValueError(f"action is not finite: {', '.join(bad)}")
         self._integrate(np.minimum(np.maximum(action, self._low), self._high).tolist())
         self._write_command()
-        mujoco.mj_step(self.model, self.data, self._substeps)
-        self._check_finite()
-        mujoco.mj_kinematics(self.model, self.data)  # poses of the state after the last sub-step, not before it
+        self.advance(self._substeps)
         self._steps += 1
         success, stage = self._judge()
         terminated = success
@@ -218,6 +216,40 @@ class TabletopEnv:
 
     def close(self) -> None:
         self._ended = True
+
+    # --- for a driver that runs in time slices, as a robot does (robot_rl.sim.robot) ---
+
+    def drive(self, x: float, y: float, z: float, yaw: float, width: float) -> None:
+        """Command an absolute pose and opening, inside the workspace and within the leash of the measured pose."""
+        now, command = self.tool, self._command
+        self._integrate([x - command[0], y - command[1], z - command[2], self._turn(yaw, now[3]) - command[3], width])
+        self._write_command()
+
+    @staticmethod
+    def _turn(yaw: float, near: float) -> float:
+        return near + wrap(yaw - near)
+
+    def drive_joints(self, joints: Sequence[float]) -> None:
+        """Command the seven joints (radians); the commanded pose follows the measured one."""
+        self.data.ctrl[:7] = joints
+        self._command[:4] = self.tool
+
+    def drive_gripper(self, width: float) -> None:
+        """Command the gripper's opening (m)."""
+        self._command[4] = min(max(width, 0.0), GRIPPER_OPEN)
+        self.data.ctrl[7] = self.data.ctrl[8] = self._command[4] / 2
+
+    def advance(self, substeps: int) -> None:
+        """Physics alone: ``substeps`` of 2.5 ms. Raises RuntimeError when the simulation diverges."""
+        mujoco.mj_step(self.model, self.data, substeps)
+        self._check_finite()
+        mujoco.mj_kinematics(self.model, self.data)  # poses of the state after the last sub-step, not before it
+
+    def assess(self) -> tuple[Observation, bool, str]:
+        """(observation, success, stage) now; call it once a control step, because success may count steps."""
+        self._steps += 1
+        success, stage = self._judge()
+        return self._observe(), success, stage
 
     # --- for experts and tasks ---
 

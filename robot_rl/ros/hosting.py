@@ -1,0 +1,368 @@
+"""What acts: a frozen base policy, the head on it, and new versions of the head as they are published. No rclpy here.
+
+Everything slow happens in :meth:`PolicyHost.load` (configure) and in the weights thread; the control side only takes references.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+from robot_rl.runtime.weights import VerificationError, WeightChannel, WeightSource, WeightSubscriber
+from robot_rl.types import ActionSpec, Decision, FeatureSpec
+
+if TYPE_CHECKING:
+    from robot_rl.heads.base import Head
+    from robot_rl.policies.base import BasePolicy
+    from robot_rl.runtime.acting import ActingPolicy, DecisionRequest
+    from robot_rl.wire import WeightsNotice
+
+KEEP_HEADS = 4
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """As the parameters of policy_node; ``policy`` and ``head`` are folders."""
+
+    policy: str
+    head: str = ""
+    run_dir: str = ""
+    device: str = "auto"
+    explore: bool = True
+    weights_url: str = ""
+    token_file: str = ""
+    warmup_forwards: int = 10
+    seed: int = 0
+
+
+def policy_folder(text: str) -> Path:
+    """The folder that holds ``policy.json``: the one given, or ``base/`` in a run folder.
+
+    Raises:
+        FileNotFoundError: neither holds one.
+    """
+    path = Path(text).expanduser()
+    for candidate in (path, path / "base"):
+        if (candidate / "policy.json").is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"policy={text!r}: neither it nor {path / 'base'} holds policy.json; accepted are a policy or run folder"
+    )
+
+
+class PolicyHost:
+    """Loads once, decides on request, and swaps to a verified version when it is told that it may.
+
+    Attributes:
+        acting: what decides now; replaced as one reference.
+        offered: a verified newer version that waits for its moment, or None.
+        swaps, refused: counted for diagnostics; ``last_error`` says why the last version was refused.
+    """
+
+    def __init__(self, config: HostConfig, log: Callable[[str], None]) -> None:
+        self.config, self._log = config, log
+        self.swaps = 0
+        self.last_error = ""
+        self.offered: ActingPolicy | None = None
+        self._heads: dict[int, Head] = {}
+        self._notices: dict[str, WeightsNotice] = {}
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._subscribers: dict[str, WeightSubscriber] = {}
+        self.use_base = False
+
+    # ---- configure
+
+    def load(self) -> None:
+        """Model, head, newest verified weights, warm-up.
+
+        Raises:
+            FileNotFoundError, ValueError: a folder, file or device that the user can put right.
+        """
+        import torch
+
+        from robot_rl.policies.checkpoint import load_policy
+        from robot_rl.runtime.acting import ActingPolicy
+        from robot_rl.training.build import pick_device
+
+        torch.set_num_threads(1)  # the control loop beside it needs the other cores more than a small policy does
+        if self.config.policy.startswith("remote:"):
+            raise ValueError(f"policy={self.config.policy!r}: no remote policy server is available in this version")
+        self.device = pick_device(self.config.device)
+        self.base: BasePolicy = load_policy(policy_folder(self.config.policy), self.device)
+        self._head_config: Any = self._read_head()
+        self.acting = ActingPolicy(self.base, mode="base", device=self.device)
+        if self._head_config is not None:
+            self._build_head()  # a head that does not fit the base is refused here
+            if source := self._local():
+                self._poll(source, None)
+                if self.offered is not None:
+                    self.acting, self.offered = self.offered, None
+        for _ in range(self.config.warmup_forwards):
+            self.acting.decide([self._blank_request()])
+
+    def _read_head(self) -> Any:
+        from robot_rl.config import load
+        from robot_rl.training.config import PostTrainConfig
+
+        if not self.config.head:
+            return None
+        path = Path(self.config.head).expanduser()
+        file = path / "config.yaml" if path.is_dir() else path
+        if not file.is_file() and not path.suffix:
+            file = Path("recipes") / f"{path.name}.yaml"
+        return load(PostTrainConfig, file)
+
+    def _build_head(self) -> Head:
+        from robot_rl.training.build import build_head
+
+        head = build_head(self.base, self._head_config.head, self._head_config.seed, self._head_config.learner)
+        return head.to(self.device)
+
+    def _blank_request(self) -> DecisionRequest:
+        from robot_rl.runtime.acting import DecisionRequest
+
+        n = self.base.spec.n_obs_steps
+        blank = {k: np.zeros((n, *f.shape), f.dtype) for k, f in self.base.spec.observation_features.items()}
+        return DecisionRequest(blank, ("warm-up",), 0, 0)
+
+    # ---- what it says about itself
+
+    @property
+    def features(self) -> dict[str, FeatureSpec]:
+        return dict(self.base.spec.observation_features)
+
+    @property
+    def action(self) -> ActionSpec:
+        return self.base.spec.action
+
+    @property
+    def refused(self) -> int:
+        return sum(s.refused for s in self._subscribers.values())
+
+    # ---- deciding (inference thread)
+
+    def decide(self, request: DecisionRequest) -> Decision:
+        from robot_rl.runtime.acting import ActingPolicy
+
+        policy = self.acting
+        if self.use_base and policy.version:
+            policy = ActingPolicy(self.base, mode="base", device=self.device)
+        return policy.decide([request])[0]
+
+    # ---- versions
+
+    def start_watching(self) -> None:
+        """Look for new versions in a thread of its own: when a notice comes, and every half second in a local folder."""
+        if self._head_config is None or self._thread is not None:
+            return
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._watch, name="weights", daemon=True)
+        self._thread.start()
+
+    def notice(self, notices: list[WeightsNotice]) -> None:
+        """What the learner announced: the promoted version, and perhaps a candidate with its share of episodes."""
+        self._notices = {n.which: n for n in notices}
+        self._wake.set()
+
+    def take(self, *, candidate_draw: float | None = None) -> bool:
+        """Swap to what is offered (True when it happened). One reference; the caller knows that no chunk is being computed.
+
+        Args:
+            candidate_draw: in [0, 1) at the start of an episode: a candidate acts where it falls below its share.
+        """
+        candidate = self._notices.get("candidate")
+        if candidate_draw is not None and candidate is not None and candidate_draw < (candidate.share or 0.0):
+            if candidate.version in self._heads and candidate.version != self.acting.version:
+                self.acting, self.swaps = self._policy(candidate.version), self.swaps + 1
+                return True
+            return False
+        promoted = self._notices.get("promoted")
+        if promoted is not None and promoted.version == 0 and self.acting.version != 0:
+            from robot_rl.runtime.acting import ActingPolicy
+
+            self.acting, self.swaps = ActingPolicy(self.base, mode="base", device=self.device), self.swaps + 1
+            return True
+        if promoted is not None and promoted.version in self._heads and promoted.version != self.acting.version:
+            self.offered, self.acting, self.swaps = None, self._policy(promoted.version), self.swaps + 1
+            return True
+        offered, self.offered = self.offered, None
+        if offered is None or offered.version == self.acting.version:
+            return False
+        self.acting, self.swaps = offered, self.swaps + 1
+        return True
+
+    def set_explore(self, explore: bool) -> None:
+        """Whether heads sample or act deterministically, from now on."""
+        if explore != self.config.explore:
+            self.config = replace(self.config, explore=explore)
+            if self.acting.version in self._heads:
+                self.acting = self._policy(self.acting.version)
+
+    def _policy(self, version: int) -> ActingPolicy:
+        from robot_rl.runtime.acting import ActingPolicy
+
+        mode = "explore" if self.config.explore else "eval"
+        return ActingPolicy(self.base, self._heads[version], mode, version, device=self.device)  # type: ignore[arg-type]
+
+    def _local(self) -> WeightSource | None:
+        if not self.config.run_dir:
+            return None
+        return WeightChannel(Path(self.config.run_dir) / "weights")
+
+    def _source(self, uri: str) -> tuple[str, WeightSource]:
+        """Where a notice's bytes are: a shared folder, or the learner's endpoint."""
+        if self.config.weights_url:
+            uri = self.config.weights_url
+        parts = urlsplit(uri)
+        if parts.scheme in ("http", "https"):
+            from robot_rl.runtime.transfer import RemoteWeights, read_token
+
+            address = f"{parts.scheme}://{parts.netloc}"
+            if address in self._subscribers:
+                return address, self._subscribers[address].source
+            mirror = Path(self.config.run_dir) / "weights_mirror" if self.config.run_dir else None
+            return address, RemoteWeights(address, mirror, token=read_token(token_file=self.config.token_file or None) or "")
+        folder = Path(unquote(parts.path) if parts.scheme == "file" else uri)
+        while folder.name and folder.name.isdigit():
+            folder = folder.parent
+        return str(folder), WeightChannel(folder)
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(POLL_S)
+            self._wake.clear()
+            try:
+                notices = dict(self._notices)
+                if notices:
+                    for notice in notices.values():
+                        if notice.version > 0 and notice.version not in self._heads:
+                            key, source = self._source(notice.uri)
+                            self._poll(source, notice.version, key)
+                elif (source_ := self._local()) is not None:
+                    self._poll(source_, None)
+            except Exception as error:  # whatever is wrong with new weights, the acting version goes on
+                self.last_error = str(error)
+                self._log(f"weights: {error}")
+                self._stop.wait(POLL_S)
+
+    def _poll(self, source: WeightSource, version: int | None, key: str = "local") -> None:
+        subscriber = self._subscribers.get(key)
+        if subscriber is None:
+            spec = self.base.spec
+            shapes = {n: tuple(t.shape) for n, t in self._build_head().state_dict().items()}
+            subscriber = self._subscribers[key] = WeightSubscriber(
+                source, expected_shapes=shapes, base_hash=spec.base_hash, stats_hash=spec.stats_hash, dry_forward=self._dry
+            )
+        manifest = subscriber.poll(version)
+        self.last_error = subscriber.last_error
+        if manifest is None:
+            return
+        for old in sorted(self._heads)[: max(0, len(self._heads) - KEEP_HEADS)]:
+            if old != self.acting.version:
+                self._heads.pop(old)
+        assert subscriber.tensors is not None
+        head = self._build_head()
+        head.load_state_dict(subscriber.tensors)
+        head.eval()
+        self._heads[manifest.version] = head
+        if not self._notices:
+            self.offered = self._policy(manifest.version)
+
+    def _dry(self, tensors: dict[str, Any]) -> bool:
+        """One decision of a head with these tensors on a blank observation: finite, and of the right shape."""
+        from robot_rl.runtime.acting import ActingPolicy
+
+        head = self._build_head()
+        head.load_state_dict(tensors)
+        mode = "explore" if self.config.explore else "eval"
+        decision = ActingPolicy(self.base, head, mode, 1, device=self.device).decide([self._blank_request()])[0]  # type: ignore[arg-type]
+        if not np.isfinite(decision.chunk).all():
+            raise VerificationError("the dry forward gives values that are not finite")
+        return decision.chunk.shape == (self.base.spec.horizon, self.action.dim)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(5.0)
+            self._thread = None
+
+
+class InferenceWorker:
+    """One request at a time, in a thread; the control side never waits longer than it chooses to."""
+
+    def __init__(self, decide: Callable[[DecisionRequest], Decision]) -> None:
+        self._decide = decide
+        self._request: tuple[int, DecisionRequest] | None = None
+        self._result: tuple[int, Decision] | None = None
+        self._error: Exception | None = None
+        self._wake, self._done, self._stop = threading.Event(), threading.Event(), False
+        self.generation = 0
+        self.busy = False
+        self.latencies: list[float] = []
+        self.started = 0.0
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: DecisionRequest) -> None:
+        """Raises RuntimeError while one is being computed."""
+        if self.busy:
+            raise RuntimeError("submit: a request is in flight")
+        self.busy, self._request, self.started = True, (self.generation, request), time.monotonic()
+        self._done.clear()
+        self._wake.set()
+
+    def poll(self, wait_s: float = 0.0) -> Decision | None:
+        """The decision when it is there; waits up to ``wait_s`` for one in flight. Raises what the policy raised."""
+        if self.busy and wait_s > 0:
+            self._done.wait(wait_s)
+        if not self._done.is_set():
+            return None
+        self._done.clear()
+        result, error, self._result, self._error = self._result, self._error, None, None
+        self.busy = False
+        if error is not None:
+            raise error
+        if result is None or result[0] != self.generation:
+            return None  # it belongs to an episode that is over, or to a chunk that was dropped
+        return result[1]
+
+    def forget(self) -> None:
+        """What is being computed belongs to the past."""
+        self.generation += 1
+
+    def quantile(self, q: float) -> float:
+        """Seconds; 0 before the first decision."""
+        return float(np.quantile(self.latencies[-100:], q)) if self.latencies else 0.0
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._stop:
+                return
+            item, self._request = self._request, None
+            if item is None:
+                continue
+            began = time.perf_counter()
+            try:
+                self._result = (item[0], self._decide(item[1]))
+            except Exception as error:
+                self._error = error
+            self.latencies.append(time.perf_counter() - began)
+            del self.latencies[:-200]
+            self._done.set()
+
+    def close(self) -> None:
+        self._stop = True
+        self._wake.set()
+        self._thread.join(2.0)

@@ -1,0 +1,522 @@
+"""What policy_node's ``configure`` builds and a tick of its play-out does: observe, decide, command, record.
+
+Everything here runs under the node's lock, in the play-out's thread or in a service's callback.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robot_rl import seeding
+from robot_rl.intervention.arbiter import ArbiterConfig, OperatorArbiter
+from robot_rl.intervention.devices import PROFILES, DeviceSample
+from robot_rl.intervention.states import State
+from robot_rl.robots.description import load_robot
+from robot_rl.robots.validation import warnings
+from robot_rl.ros import conversion, names, qos
+from robot_rl.ros.commands import Hop
+from robot_rl.ros.hosting import HostConfig, InferenceWorker, PolicyHost
+from robot_rl.ros.playout import IntervalStatistics, Playout
+from robot_rl.ros.recording import Recording
+from robot_rl.ros.synchroniser import Feedback, Synchroniser
+from robot_rl.runtime.robot_loop import RobotLoop
+from robot_rl.types import Observation, SafetyFlag, Source
+from robot_rl.wire import GuardEvent, GuardState, OperatorState, PolicyHealth, StepReward
+
+if TYPE_CHECKING:
+    from robot_rl.ros.policy_node import PolicyNode
+
+S = 1_000_000_000
+GUARD_SILENT_S = 0.10
+ALIGN_OFFSET_S = 0.002
+
+
+class Session:
+    """One configured policy on one robot."""
+
+    def __init__(self, node: PolicyNode) -> None:
+        self.node, self.p = node, node.parameters
+        self.host: PolicyHost | None = None
+        self.worker: InferenceWorker | None = None
+        self.recording: Recording
+        self._closers: list[Any] = []
+        self._playout: Playout | None = None
+        self._timer: Any = None
+        self.running = False
+        self.holding = False
+        self.problems: list[str] = []
+        self.ended_at: float | None = None
+        self._sent_since: int | None = None
+        self._ending: tuple[str, bool, float, bool | None] | None = None
+        self._last_state = State.AUTONOMOUS
+        self._stamp = self._last_command = 0
+        self._due = False
+        self._operator: dict[str, tuple[np.ndarray, int]] = {}
+
+    # ---- configure
+
+    def build(self) -> None:
+        """Everything slow. Raises ValueError or OSError with what the user can put right."""
+        p, node = self.p, self.node
+        described = load_robot(p["robot"])
+        self.robot_hash = described.hash  # of the file: the guard has no part in rates that were overridden here
+        self.robot = described.with_rates(p["control_hz"], p["command_hz"])
+        for text in warnings(self.robot):
+            node.get_logger().warning(text)
+        if p["blend"] == "rtc":
+            raise ValueError(
+                "blend='rtc': no policy here can in-paint the rows that already run; accepted are auto, linear, none"
+            )
+        if p["inference"] == "process":
+            raise ValueError("inference='process': accepted here are auto, thread")
+        if p["policy"] != "none":
+            self.host = PolicyHost(
+                HostConfig(
+                    p["policy"], p["head"], p["run_dir"], p["device"], p["explore"], p["weights_url"], p["token_file"],
+                    p["warmup_forwards"], p["seed"],
+                ),
+                lambda text: node.log_sometimes("weights", text),
+            )  # fmt: skip
+            self.host.load()
+            self._closers.append(self.host.close)
+            if findings := self.robot.policy_findings(self.host.features, self.host.action):
+                raise ValueError("; ".join(findings))
+            spec = self.host.base.spec
+            self.features, action = self.host.features, self.host.action
+            n_obs, n_rows, horizon, noise = spec.n_obs_steps, spec.n_action_steps, spec.horizon, spec.noise_shape
+            base_hash, stats_hash = spec.base_hash, spec.stats_hash
+        else:
+            self.features, action = self.robot.features, self.robot.action_spec()
+            n_obs, n_rows, horizon, noise, base_hash, stats_hash = 1, 1, None, None, "", ""
+        self.arbiter = OperatorArbiter(action, ArbiterConfig(handback_s=p["handback_blend_s"]))
+        self.loop = RobotLoop(
+            self.robot, action, n_obs_steps=n_obs, n_action_steps=p["n_action_steps"] or n_rows,
+            blend_steps=0 if p["blend"] == "none" else p["blend_steps"], arbiter=self.arbiter,
+        )  # fmt: skip
+        if p["n_action_steps"] > (horizon or 256):
+            raise ValueError(f"n_action_steps={p['n_action_steps']}: the policy's chunks have {horizon} rows")
+        self.hops = {c.name: Hop(c.command, self.robot) for c in self.loop.channels}
+        self._default_rows = n_rows
+        self.recording = Recording(
+            node.publish_status, node.folder_of_store(), features=self.features, action=action, noise_shape=noise,
+            chunk_horizon=horizon, base_hash=base_hash, stats_hash=stats_hash, robot_hash=self.robot_hash, flush_s=p["wal_flush_s"],
+            warn=node.get_logger().error,
+        )  # fmt: skip
+        self._closers.append(self.recording.close)
+        self.sync = Synchroniser(node, self.robot, node.clock_ns)
+        self._closers.append(self.sync.close)
+        self.feedback = Feedback(node, self.robot, node.clock_ns)
+        self._closers.append(self.feedback.close)
+        self._actions = {
+            c: node.create_lifecycle_publisher(h.type, f"{names.ACTION}/{c}", qos.COMMAND) for c, h in self.hops.items()
+        }
+        from trajectory_msgs.msg import JointTrajectory
+
+        self._chunks = node.create_lifecycle_publisher(JointTrajectory, "~/action_chunk", qos.COMMAND)
+        for publisher in (*self._actions.values(), self._chunks):
+            self._closers.append(lambda publisher=publisher: node.destroy_lifecycle_publisher(publisher))
+        self.period_s = 1.0 / self.robot.rates.command_hz
+        self.control_s = 1.0 / self.robot.rates.control_hz
+        # How long a control step may wait for a chunk when it has none. Simulated time waits for nobody's processor.
+        self.grace_s = 2.0 * self.control_s if node.sim_time else min(0.4 * self.control_s, 0.4 * self.period_s)
+        self.intervals = IntervalStatistics(self.period_s)
+        if self.host is not None:
+            self.worker = InferenceWorker(self.host.decide)
+            self._closers.append(self.worker.close)
+            self.host.start_watching()
+
+    def start_playout(self, tick: Any) -> None:
+        if self.node.sim_time:
+            self._timer = self.node.create_timer(self.period_s, lambda: self._on_node_time(tick))
+            self.sync.on_anchor = lambda: self._on_anchor(tick)
+        else:
+            self._playout = Playout(self.period_s, tick, rt_priority=self.p["rt_priority"])
+            self._playout.start()
+
+    def _on_node_time(self, tick: Any) -> None:
+        """A control step whose anchor is still on its way (``/clock`` may overtake it) waits for it."""
+        anchor = self.sync.streams[self.sync.anchor].newest
+        late = anchor is not None and self.node.now_ns() - anchor.stamp_ns > 0.5 * self.control_s * S
+        if self.running and self._part == 0 and late and not self._due:
+            self._due = True
+            return
+        self._due = False
+        tick()
+
+    def _on_anchor(self, tick: Any) -> None:
+        if self._due:
+            self._due = False
+            tick()
+
+    def stop_playout(self) -> None:
+        if self._playout is not None:
+            self._playout.close()
+        if self._timer is not None:
+            self.node.destroy_timer(self._timer)
+            self._timer = None
+
+    @property
+    def playout_error(self) -> BaseException | None:
+        return self._playout.error if self._playout is not None else None
+
+    @property
+    def granted(self) -> str:
+        return self._playout.granted if self._playout is not None else "node time"
+
+    def close(self) -> None:
+        for closer in reversed(self._closers):
+            closer()
+        self._closers.clear()
+
+    # ---- episodes
+
+    def guard_hash_matches(self, guard: GuardState) -> bool:
+        return guard.robot_hash == self.robot_hash
+
+    def reset_answered(self, future: Any) -> int | None:
+        """Observations from before the answer of a reset belong to the old start."""
+        if not hasattr(future, "answered_ns"):
+            future.answered_ns = self.node.clock_ns()
+        return int(future.answered_ns)
+
+    def begin(self, after_ns: int | None = None) -> str:
+        """Start an episode; the id. Raises ValueError or OSError with the reason why not."""
+        node, guard = self.node, self.node.guard
+        if self.running:
+            raise ValueError(f"episode {self.recording.status.episode_id} is running: end or cancel it first")
+        if guard is None:
+            raise ValueError("the guard has not been heard of: start guard_node")
+        if not self.guard_hash_matches(guard):
+            raise ValueError(f"guard_node runs another robot description (hash {guard.robot_hash}, here {self.robot_hash})")
+        if not guard.armed:
+            raise ValueError(f"the guard is not armed ({guard.reason}): call guard_node/arm")
+        snapshot = self.sync.snapshot()
+        if snapshot.observation is None or snapshot.problems:
+            raise ValueError("; ".join(snapshot.problems) or "no observation yet")
+        anchor = self.sync.streams[self.sync.anchor].newest
+        if after_ns is not None and (anchor is None or anchor.arrived_ns <= after_ns):
+            raise ValueError("no observation since the reset")
+        measured = {c.name: self.feedback.measured(c) for c in self.loop.channels}
+        self.loop.scheduler.n_action_steps = self.p["n_action_steps"] or self._default_rows
+        self.loop.scheduler.blend_steps = 0 if self.p["blend"] == "none" else self.p["blend_steps"]
+        if self.p["record"] and self.recording.store is None:
+            raise ValueError("record=true: it was false in configure, so there is no store; configure again")
+        self.arbiter.config = replace(self.arbiter.config, handback_s=self.p["handback_blend_s"])
+        index = self.recording.index
+        if self.host is not None:
+            self.host.set_explore(self.p["explore"])
+            draw = float(seeding.rng("candidate", self.robot.name, self.p["seed"], index).random())
+            self.host.take(candidate_draw=draw)
+        version = 0 if self.host is None else self.host.acting.version
+        extra = {"robot": self.robot.name, "robot_hash": self.robot_hash, "parameters": self._recorded_parameters()}
+        if self.host is not None:
+            extra |= {"mode": self.host.acting.mode, "head": self.p["head"]}
+        writer = self.recording.begin(
+            task=self.p["task"], robot=self.robot.name, control_hz=self.robot.rates.control_hz, version=version, extra=extra,
+            now_ns=node.now_ns(), record=self.p["record"],
+        )  # fmt: skip
+        try:
+            self.loop.begin(
+                self._seen(snapshot.observation), measured, key=("robot", self.p["seed"], self.recording.status.episode_id),
+                recorder=writer, now_ns=node.clock_ns(), stamp_ns=snapshot.stamp_ns,
+            )  # fmt: skip
+        except ValueError:
+            if writer is not None:
+                writer.abort()
+            self.recording.aborted(end_reason="safety", detail="the robot's state is unknown")
+            raise
+        if self.worker is not None:
+            self.worker.forget()
+        self._stamp, self._part, self._first, self._sent_since = snapshot.stamp_ns, 0, True, None
+        self._ending, self.holding, self._steps_human = None, False, 0
+        self.running = True
+        self.intervals.pause()
+        self._align()
+        return self.recording.status.episode_id
+
+    def _recorded_parameters(self) -> dict[str, Any]:
+        keep = (
+            "n_action_steps",
+            "replan_margin",
+            "blend",
+            "blend_steps",
+            "swap_at",
+            "explore",
+            "max_episode_s",
+            "seed",
+            "policy",
+        )
+        return {k: self.p[k] for k in keep}
+
+    def _align(self) -> None:
+        """Control steps fall right behind the anchor's messages where these come at the control rate, so that they see fresh ones."""
+        stream = self.sync.streams.get(self.sync.anchor)
+        if self._playout is None or stream is None or stream.newest is None:
+            return
+        self._playout.realign(stream.newest.arrived_ns / 1e9 + self.control_s + ALIGN_OFFSET_S)
+
+    def _seen(self, observation: Observation) -> Observation:
+        return {name: observation[name] for name in self.features}
+
+    def end_with(self, success: bool) -> str:
+        """A person says how it went. Raises ValueError without a running episode."""
+        if not self.running:
+            raise ValueError("no episode is running")
+        self._ending = ("task", True, float(success), success)
+        return self.recording.status.episode_id
+
+    def finish(self, reason: str, *, truncated: bool = False, success: bool | None = None, detail: str | None = None) -> None:
+        """End now; an open step is closed with what was seen last."""
+        loop = self.loop.loop
+        terminated = self._ending is not None and self._ending[1]
+        self.running = False
+        self.ended_at = time.monotonic()
+        status = self.recording.status
+        if loop.step == 0 and loop._pending is None:
+            loop.abort()
+            self.recording.aborted(end_reason=reason, detail=detail, ended_ns=self.node.now_ns())
+            return
+        if loop._pending is not None:
+            self.loop.close_step(loop._frames[-1], float("nan"), False, True, self._stamp + 1)
+            truncated = True
+        recorded = loop._recorder is not None
+        steps = loop.step
+        loop.finish(success=success, background=True)
+        outcome = "none" if success is None else "success" if success else "failure"
+        self.recording.ended(
+            recorded=recorded, label=success if reason == "task" else None, step=steps, outcome=outcome, end_reason=reason,
+            terminated=terminated, truncated=truncated and not terminated, ended_ns=self.node.now_ns(), detail=detail,
+            intervention_steps=self._steps_human, weights_version=status.weights_version,
+        )  # fmt: skip
+
+    def abort(self, reason: str, detail: str) -> str:
+        """End now and throw the recording away. Raises ValueError without a running episode."""
+        if not self.running:
+            raise ValueError("no episode is running")
+        self.running = False
+        self.ended_at = time.monotonic()
+        self.loop.loop.abort()
+        self.recording.aborted(end_reason=reason, detail=detail, ended_ns=self.node.now_ns(), step=self.loop.loop.step)
+        return self.recording.status.episode_id
+
+    def clock_jumped(self) -> None:
+        self.sync.forget()
+        if self.running:
+            self.loop.scheduler.clear()
+            self.finish("clock_jump", truncated=True)
+
+    def hold(self, wanted: bool) -> str:
+        self.holding = wanted
+        if not wanted:
+            self._drop_chunk()
+        return "holding" if wanted else "going on"
+
+    def use_base(self, wanted: bool) -> str:
+        if self.host is None:
+            raise ValueError("policy is none: there is no base policy")
+        self.host.use_base = wanted
+        self._drop_chunk()
+        return "the base policy acts" if wanted else "the head acts"
+
+    def _drop_chunk(self) -> None:
+        self.loop.scheduler.clear()
+        if self.worker is not None:
+            self.worker.forget()
+
+    # ---- a tick
+
+    def tick(self) -> None:
+        """One command period."""
+        if self._part == 0 and not self._control():
+            return
+        stamp = self._last_command = max(self.node.now_ns(), self._last_command + 1)
+        for channel, vector in self.loop.vectors(self._part, stamp).items():
+            self._actions[channel].publish(self.hops[channel].message(vector, stamp))
+        if self._sent_since is None:
+            self._sent_since = self.node.clock_ns()
+        self._part = (self._part + 1) % self.loop.per_step
+        self.intervals.tick(time.monotonic())
+
+    def _control(self) -> bool:
+        """One control step; False when the episode ended in it."""
+        node, loop = self.node, self.loop.loop
+        now = node.clock_ns()
+        if not node.sim_time:
+            self.sync.wait_for_anchor(int(0.9 * self.control_s * S), min(0.2 * self.control_s, 0.25 * self.period_s))
+            now = node.clock_ns()
+        snapshot = self.sync.snapshot()
+        self.problems = snapshot.problems
+        observation = loop._frames[-1] if snapshot.observation is None else self._seen(snapshot.observation)
+        if not self._first and not self._close(observation, max(snapshot.stamp_ns, self._stamp + 1)):
+            return False
+        self._first = False
+        if self._guard_silent():
+            self.finish("safety", truncated=True, detail="the guard is silent")
+            return False
+        stale = bool(snapshot.problems)
+        if self.worker is not None:
+            self._infer(stale)
+        hold = SafetyFlag.STALE_OBSERVATION if stale else SafetyFlag.WATCHDOG if self.holding else SafetyFlag.NONE
+        measured = {c.name: self.feedback.measured(c) for c in self.loop.channels}
+        self.loop.step(now, measured, hold)
+        if self.holding and not stale:
+            loop.correct(source=Source.HOLD)
+        pending = loop._pending
+        if pending is not None and pending.source in (Source.HUMAN, Source.LATCHED, Source.BLEND):
+            self._steps_human += 1
+        if loop.step % max(1, round(self.robot.rates.control_hz)) == 0 and loop.step:
+            control = pending.source.name.lower() if pending is not None else "hold"
+            self.recording.say(step=loop.step, control=control)
+        return True
+
+    def _close(self, observation: Observation, stamp_ns: int) -> bool:
+        """Close the open step with what it led to; False when the episode ended."""
+        loop = self.loop.loop
+        limit = round(self.p["max_episode_s"] * self.robot.rates.control_hz)
+        timeout = self._ending is None and loop.step + 1 >= limit
+        if self.arbiter.end_requested and self._ending is None:
+            self._ending = ("operator", False, float("nan"), None)
+        reason, terminated, reward, success = self._ending or ("timeout", False, 0.0, None)
+        ending = timeout or self._ending is not None
+        self.loop.close_step(observation, reward if ending else 0.0, ending and terminated, ending and not terminated, stamp_ns)
+        self._stamp = stamp_ns
+        if not ending:
+            return True
+        if timeout and self.p["end_on_reward"]:
+            success = False  # whoever would have ended it with a success has not
+        self.finish(reason, truncated=not terminated, success=success)
+        return False
+
+    def _guard_silent(self) -> bool:
+        if self._sent_since is None:
+            return False
+        limit = max(GUARD_SILENT_S, 2.5 * self.period_s)
+        heard = self.loop.executed_ns
+        now = self.node.clock_ns()
+        return now - self._sent_since > limit * S and (heard < 0 or now - heard > limit * S)
+
+    def _infer(self, stale: bool) -> None:
+        assert self.host is not None
+        assert self.worker is not None
+        loop, scheduler = self.loop.loop, self.loop.scheduler
+        p95 = self.worker.quantile(0.95)
+        latency_rows = 0 if self.node.sim_time else int(np.ceil(max(0.0, p95 - self.grace_s) / self.control_s))
+        scheduler.replan_margin = latency_rows + self.p["replan_margin"]
+        self._accept(self.worker.poll())
+        if not stale and not self.holding and loop.wants_chunk and not self.worker.busy:
+            if self.p["swap_at"] == "chunk" and self.arbiter.state is State.AUTONOMOUS and self.host.take():
+                self.recording.status = self._with_version()
+            self.worker.submit(loop.request())
+        if scheduler.rows_left(loop.step) == 0 and self.worker.busy:
+            self._accept(self.worker.poll(self.grace_s))
+
+    def _with_version(self) -> Any:
+        assert self.host is not None
+        return replace(self.recording.status, weights_version=self.host.acting.version)
+
+    def _accept(self, decision: Any) -> None:
+        if decision is None:
+            return
+        self.loop.loop.accept(decision)
+        if self._chunks.get_subscription_count():
+            self._chunks.publish(
+                conversion.chunk_message(decision.chunk, self.loop.loop.action.names, self._stamp, self.control_s)
+            )
+
+    # ---- what is heard
+
+    def on_executed(self, channel: str, vector: np.ndarray, stamp_ns: int) -> None:
+        self.loop.on_executed(channel, vector, stamp_ns, self.node.clock_ns())
+
+    def on_guard(self, state: GuardState) -> None:
+        self.loop.guard_moving = state.level in ("ok", "clamp") and state.source == "policy"
+        self.loop.guard_holding = (
+            state.level in ("hold", "stop", "estop") and state.armed and state.rule not in ("idle", "armed")
+        )
+        if self.running and not state.armed:
+            self.finish("safety", truncated=True, detail=state.reason)
+
+    def on_guard_event(self, event: GuardEvent) -> None:
+        early = self.running and self.loop.loop.step * self.control_s < 2.0
+        if event.rule == "start_jump" and early and not self.loop.guard_moving:
+            self.abort("safety", event.text or "the first command would jump")
+
+    def on_operator_action(self, channel: str, vector: np.ndarray, stamp_ns: int) -> None:
+        self._operator[channel] = (vector, self.node.clock_ns())
+
+    def on_operator(self, state: OperatorState, stamp_ns: int) -> None:
+        now = self.node.clock_ns()
+        action: np.ndarray | None = None
+        if state.engaged and self.running:
+            limit, action = self.p["operator_timeout_s"] * S, self.loop.loop._standstill().astype(np.float64)
+            fresh = 0
+            for c in self.loop.channels:
+                given = self._operator.get(c.name)
+                if given is None or now - given[1] > limit:
+                    continue
+                values = c.executed_action(given[0], self.loop._reference(c))
+                if values is not None and values.shape == action[c.slice].shape:
+                    action[c.slice] = values
+                    fresh += 1
+            action = action if fresh else None
+        profile = PROFILES.get(state.device, PROFILES["joy"])
+        self.arbiter.offer(
+            DeviceSample(
+                received_ns=now, stamp_ns=stamp_ns, device=state.device, profile=profile, engaged=state.engaged and state.takeover,
+                deadman=state.deadman, action=action, neutral=not state.engaged, operator=state.operator_id,
+            )
+        )  # fmt: skip
+
+    def on_reward(self, reward: StepReward) -> None:
+        self.recording.note(reward)
+        if not self.running or reward.episode_id != self.recording.status.episode_id or not reward.terminal or not reward.valid:
+            return
+        if reward.source in self.p["end_on_reward"] and self._ending is None:
+            success = reward.value > 0.5
+            self._ending = ("task", True, float(reward.value), success)
+
+    # ---- figures
+
+    def state_word(self, active: bool) -> str:
+        """The heartbeat."""
+        if not active:
+            return "inactive"
+        if not self.running:
+            return "idle"
+        state = self.arbiter.state
+        if self.holding or self.problems:
+            return "hold"
+        return "human" if state is State.HUMAN else "blend" if state is State.HANDBACK else "policy"
+
+    def intervention_change(self) -> tuple[str, str, int] | None:
+        """(state, device, intervention id) when the arbiter's state changed since the last call."""
+        state = self.arbiter.state
+        if state is self._last_state:
+            return None
+        self._last_state = state
+        sample = self.arbiter._sample
+        pending = self.loop.loop._pending
+        return state.value, sample.device if sample is not None else "", -1 if pending is None else pending.intervention_id
+
+    def health(self, name: str, active: bool) -> PolicyHealth:
+        loop, now = self.loop.loop, self.node.clock_ns()
+        worker, host = self.worker, self.host
+        ages = {t: s.age_ns(now) for t, s in self.sync.streams.items()}
+        word = self.state_word(active)
+        pending = loop._pending
+        return PolicyHealth(
+            node=name, message=f"{word}, episode {self.recording.index}, step {loop.step}", state=word,
+            control=None if pending is None else pending.source.name.lower(), step=loop.step,
+            chunk_rows_left=self.loop.scheduler.rows_left(loop.step), chunk_late=self.loop.scheduler.late_chunks,
+            replans=loop.decisions, inference_p50_ms=worker.quantile(0.5) * 1e3 if worker else None,
+            inference_p95_ms=worker.quantile(0.95) * 1e3 if worker else None, command_hz=self.intervals.hz(),
+            jitter_p99_ms=self.intervals.p99_ms(), deadline_misses=self.intervals.misses,
+            obs_age_ms={t: a / 1e6 for t, a in list(ages.items())[:12] if a is not None},
+            camera_skew_ms=max(self.sync.skews, default=0) / 1e6 if self.robot.images else None,
+            weights_version=host.acting.version if host else None, swaps=host.swaps if host else None,
+            swaps_refused=host.refused if host else None, filter_changed=self.loop.changed, disk_free_gb=self.recording.free_gb(),
+        )  # fmt: skip
