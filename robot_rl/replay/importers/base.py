@@ -242,7 +242,11 @@ register_format(
     "robot_rl.replay.importers.adroit",
     "Adroit door demonstrations (demos.npz with observations, actions, episode_ends, init_*)",
 )
-register_format("mcap", "robot_rl.replay.importers.mcap", "MCAP or rosbag2 folder with one (ROS 2 messages; needs robot=, unless exported here)")
+register_format(
+    "mcap",
+    "robot_rl.replay.importers.mcap",
+    "MCAP or rosbag2 folder with one (ROS 2 messages; needs robot=, unless exported here)",
+)
 
 
 def formats() -> dict[str, str]:
