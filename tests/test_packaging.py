@@ -92,7 +92,11 @@ def test_every_package_and_data_file_is_named(setup_arguments):
 def test_entry_points_exist():
     for target in PROJECT["scripts"].values():
         module, _, function = target.partition(":")
-        assert callable(getattr(importlib.import_module(module), function))
+        if module.startswith("robot_rl.ros."):  # nodes cannot be imported where ROS is not installed
+            tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+            assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, target
+        else:
+            assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_one_version_everywhere():
