@@ -27,6 +27,7 @@ STEP, DECISION, FINAL = 1, 2, 3
 _HEAD = struct.Struct("<II")
 _ACTIONS = ("action", "action_base", "action_policy", "action_human")
 _SCALARS = struct.Struct("<BIBIf??iiiiq")  # kind, index, source, safety, reward, terminated, ... as in _SCALAR_FIELDS
+_F4 = np.dtype("<f4")
 _SCALAR_FIELDS = [
     ("kind", "u1"), ("index", "<u4"), ("source", "u1"), ("safety", "<u4"), ("reward", "<f4"), ("terminated", "?"),
     ("truncated", "?"), ("decision_id", "<i4"), ("chunk_row", "<i4"), ("weights_version", "<i4"), ("intervention_id", "<i4"),
@@ -56,61 +57,66 @@ class StepRows:
         self.block_rows = min(max((1 << 20) // self.itemsize, 8), 512)
         self.count = 0
         self.blocks: list[np.ndarray] = []
-        self._features = [(k, f"o:{k}", f.shape, np.dtype(f.dtype)) for k, f in spec.observation_features.items()]
-        self._n_features = len(self._features)
+        self._features = [(k, f.shape, np.dtype(f.dtype)) for k, f in spec.observation_features.items()]
         self._shape = (spec.action.dim,)
+        self._head = struct.Struct(_SCALARS.format + len(_ACTIONS) * f"{4 * spec.action.dim}s")
+        self._nobody = np.full(spec.action.dim, np.nan, "<f4").tobytes()
         self._castable: dict[tuple[Any, Any], bool] = {}
         self._new_block()
 
     def _new_block(self) -> None:
         block = np.zeros(self.block_rows, self.dtype)
-        for name in _ACTIONS[1:]:
-            block[name] = np.nan  # what nobody proposed then costs nothing at append
         self.blocks.append(block)
         self._bytes = block.view(np.uint8).data.cast("B")
-        self._action_views = [block[name] for name in _ACTIONS]
-        self._observation_views = [block[field_name] for _, field_name, _, _ in self._features]
+        self._observation_views = [block[f"o:{name}"] for name, _, _ in self._features]
         self._row = 0
 
     def append(self, step: Step) -> None:
-        """Copy one step in. A step that does not fit raises ValueError and leaves nothing behind."""
+        """Copy one step in. A step that does not fit raises ValueError and leaves nothing behind.
+
+        A control loop comes here with cold caches, where each first use of a numpy routine costs several microseconds: hence
+        one ``pack_into`` for all that is small.
+        """
         if self._row == self.block_rows:
             self._new_block()
-        row, offset = self._row, self._row * self.itemsize
         action = np.asarray(step.action)
-        # The dot product is a cheap test for NaN and infinity; it may overflow, so it only decides whether to look closer.
-        if action.shape != self._shape or not (math.isfinite(np.dot(action, action)) or np.isfinite(action).all()):
+        # The sum is a cheap test for NaN and infinity; it may overflow, so it only decides whether to look closer.
+        if action.shape != self._shape or not (math.isfinite(sum(action.tolist())) or np.isfinite(action).all()):
             raise ValueError(f"step {self.count}: action={step.action!r}, expected {self._shape[0]} finite numbers")
-        proposed = (step.action_base, step.action_policy, step.action_human)
-        for value, name in zip(proposed, _ACTIONS[1:], strict=True):
-            if value is not None and np.shape(value) != self._shape:
-                raise ValueError(f"step {self.count}: {name} has shape {np.shape(value)}, expected {self._shape}")
+        base, policy, human = step.action_base, step.action_policy, step.action_human
         observation = step.observation
-        if len(observation) != self._n_features:
+        if len(observation) != len(self._features):
             raise ValueError(
                 f"step {self.count}: observation has {sorted(observation)}; the store holds {[f[0] for f in self._features]}"
             )
         values = [self.check_observation(observation, feature) for feature in self._features]
         try:
-            _SCALARS.pack_into(
-                self._bytes, offset + 8, STEP, self.count, step.source, step.safety, step.reward, step.terminated,
-                step.truncated, step.decision_id, step.chunk_row, step.weights_version, step.intervention_id, step.stamp_ns,
+            # A step refused here may leave bytes in the row, but the row does not count and the next step fills all of it.
+            self._head.pack_into(
+                self._bytes, self._row * self.itemsize + 8, STEP, self.count, step.source, step.safety, step.reward,
+                step.terminated, step.truncated, step.decision_id, step.chunk_row, step.weights_version, step.intervention_id,
+                step.stamp_ns, self._action_bytes("action", action),
+                self._nobody if base is None else self._action_bytes("action_base", base),
+                self._nobody if policy is None else self._action_bytes("action_policy", policy),
+                self._nobody if human is None else self._action_bytes("action_human", human),
             )  # fmt: skip
         except (struct.error, TypeError) as error:
             raise ValueError(f"step {self.count}: a scalar does not fit its type: {error}") from error
-        # Everything is checked by now: a step that is refused must not leave values where the next one leaves them out.
-        self._action_views[0][row] = action
-        for i, value in enumerate(proposed, 1):
-            if value is not None:
-                self._action_views[i][row] = value
         for view, value in zip(self._observation_views, values, strict=True):
-            view[row] = value
+            view[self._row] = value
         self._row += 1
         self.count += 1  # last: a flusher reads rows below count only
 
-    def check_observation(self, observation: Any, feature: tuple[str, str, tuple[int, ...], np.dtype]) -> np.ndarray:
+    def _action_bytes(self, name: str, value: Any) -> bytes:
+        """``value`` as (A,) little-endian float32; ValueError where its shape is another."""
+        value = np.asarray(value)
+        if value.shape != self._shape:
+            raise ValueError(f"step {self.count}: {name} has shape {value.shape}, expected {self._shape}")
+        return (value if value.dtype is _F4 else value.astype(_F4)).tobytes()
+
+    def check_observation(self, observation: Any, feature: tuple[str, tuple[int, ...], np.dtype]) -> np.ndarray:
         """The array of one feature. Raises ValueError naming the feature that is missing or does not fit."""
-        name, _, shape, dtype = feature
+        name, shape, dtype = feature
         value = observation.get(name)
         if value is None:
             raise ValueError(f"step {self.count}: observation lacks {name!r}; it has {sorted(observation)}")
@@ -127,9 +133,9 @@ class StepRows:
 
     def observation_arrays(self, observation: Any) -> list[np.ndarray]:
         """Every feature of one observation, checked, in the store's order."""
-        if len(observation) != self._n_features:
+        if len(observation) != len(self._features):
             raise ValueError(f"final observation has {sorted(observation)}; the store holds {[f[0] for f in self._features]}")
-        return [np.ascontiguousarray(self.check_observation(observation, f), f[3]) for f in self._features]
+        return [np.ascontiguousarray(self.check_observation(observation, f), f[2]) for f in self._features]
 
     def column(self, name: str, extra: int = 0) -> np.ndarray:
         """(count + extra, ...) copy of one field; the extra rows are left for the caller to fill."""
