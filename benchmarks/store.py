@@ -22,7 +22,11 @@ import store_kill
 
 from robot_rl.replay import EpisodeStore, ReplayBuffer, WindowConfig
 from robot_rl.replay.files import tree_bytes
-from robot_rl.types import ActionSpec, Episode, EpisodeMeta, FeatureSpec, Step
+from robot_rl.replay.writer import EpisodeWriter
+from robot_rl.runtime.chunk_scheduler import ChunkScheduler
+from robot_rl.runtime.control_loop import ControlLoop
+from robot_rl.runtime.safety import SafetyConfig, SafetyFilter
+from robot_rl.types import ActionSpec, Decision, Episode, EpisodeMeta, FeatureSpec, Step
 
 STATE, ACTIONS = 32, 7
 LOW = {"observation.state": FeatureSpec((STATE,))}
@@ -88,6 +92,51 @@ def ours(folder: Path, features: dict[str, FeatureSpec], rows: list[Step], rate_
         "commit_on_control_thread_ms": handed * 1e3, "commit_durable_ms": done * 1e3, "read_ms": read * 1e3, "steps": length,
         **({"images_disk_over_raw": disk / raw} if raw else {}),
     }  # fmt: skip
+
+
+class Timed:
+    """A recorder that notes what each ``append`` took."""
+
+    def __init__(self, writer: EpisodeWriter):
+        self.writer = writer
+        self.seconds: list[float] = []
+        self.decide = writer.decide
+
+    def append(self, step: Step) -> None:
+        begin = time.perf_counter()
+        self.writer.append(step)
+        self.seconds.append(time.perf_counter() - begin)
+
+
+def in_the_loop(rate_hz: float, length: int) -> dict[str, Any]:
+    """What ``append`` costs the real control loop (chunks, arbiter, safety filter) at its pace: a message is read, logged, answered."""
+    rng = np.random.default_rng(0)
+    loop = ControlLoop(ACTION, ChunkScheduler(ACTION, 8), SafetyFilter(SafetyConfig(), ACTION, rate_hz))
+    received = rng.normal(size=(length + 1, STATE))
+    chunk = np.zeros((8, ACTIONS), np.float32)
+    turns = []
+    with tempfile.TemporaryDirectory() as folder:
+        with EpisodeStore.create(Path(folder) / "s", observation_features=LOW, action=ACTION) as store:
+            recorder = Timed(store.begin(EpisodeMeta("")))
+            loop.begin({"observation.state": received[0].astype(np.float32)}, key=("benchmark",), recorder=recorder)  # type: ignore[arg-type]
+            due = time.perf_counter()
+            for t in range(length):
+                if loop.wants_chunk:
+                    loop.accept(Decision(loop.step, None, chunk, chunk))
+                loop.tick()
+                due += 1 / rate_hz
+                time.sleep(max(0.0, due - time.perf_counter()))
+                begin = time.perf_counter()
+                loop.observe({"observation.state": received[t + 1].astype(np.float32)}, 0.0, False, False)
+                turns.append(time.perf_counter() - begin)
+            recorder.writer.abort()
+    return {
+        "rate_hz": rate_hz,
+        "append_us_p50": round(float(np.percentile(recorder.seconds, 50)) * 1e6, 2),
+        "append_us_p99": round(float(np.percentile(recorder.seconds, 99)) * 1e6, 2),
+        "observe_us_p50": round(float(np.percentile(turns, 50)) * 1e6, 2),
+        "steps": length,
+    }
 
 
 def raw_zarr(folder: Path, features: dict[str, FeatureSpec], rows: list[Step], rate_hz: float) -> dict[str, Any]:
@@ -186,6 +235,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0)
     options = parser.parse_args()
     result: dict[str, Any] = {
+        "control_loop": [in_the_loop(rate, options.steps) for rate in (20.0, 50.0, 200.0)],
         "low_dim": in_turns(options.turns, options.steps, LOW, options.rate),
         "images_2x96x96": in_turns(options.turns, options.steps, IMAGES, options.rate),
         "sample_256_windows_of_16": sampling(500),
