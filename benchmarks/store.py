@@ -115,21 +115,23 @@ def in_the_loop(rate_hz: float, length: int) -> dict[str, Any]:
     received = rng.normal(size=(length + 1, STATE))
     chunk = np.zeros((8, ACTIONS), np.float32)
     turns = []
-    with tempfile.TemporaryDirectory() as folder:
-        with EpisodeStore.create(Path(folder) / "s", observation_features=LOW, action=ACTION) as store:
-            recorder = Timed(store.begin(EpisodeMeta("")))
-            loop.begin({"observation.state": received[0].astype(np.float32)}, key=("benchmark",), recorder=recorder)  # type: ignore[arg-type]
-            due = time.perf_counter()
-            for t in range(length):
-                if loop.wants_chunk:
-                    loop.accept(Decision(loop.step, None, chunk, chunk))
-                loop.tick()
-                due += 1 / rate_hz
-                time.sleep(max(0.0, due - time.perf_counter()))
-                begin = time.perf_counter()
-                loop.observe({"observation.state": received[t + 1].astype(np.float32)}, 0.0, False, False)
-                turns.append(time.perf_counter() - begin)
-            recorder.writer.abort()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EpisodeStore.create(Path(folder) / "s", observation_features=LOW, action=ACTION) as store,
+    ):
+        recorder = Timed(store.begin(EpisodeMeta("")))
+        loop.begin({"observation.state": received[0].astype(np.float32)}, key=("benchmark",), recorder=recorder)  # type: ignore[arg-type]
+        due = time.perf_counter()
+        for t in range(length):
+            if loop.wants_chunk:
+                loop.accept(Decision(loop.step, None, chunk, chunk))
+            loop.tick()
+            due += 1 / rate_hz
+            time.sleep(max(0.0, due - time.perf_counter()))
+            begin = time.perf_counter()
+            loop.observe({"observation.state": received[t + 1].astype(np.float32)}, 0.0, False, False)
+            turns.append(time.perf_counter() - begin)
+        recorder.writer.abort()
     return {
         "rate_hz": rate_hz,
         "append_us_p50": round(float(np.percentile(recorder.seconds, 50)) * 1e6, 2),
