@@ -19,6 +19,7 @@ from robot_rl.cli.output import emit, table
 from robot_rl.cli.progress import ProgressDisplay, duration
 from robot_rl.cli.runs import parse
 from robot_rl.config import option
+from robot_rl.training.interrupt import Interrupted
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,10 @@ def test_errors_are_one_message_and_a_code(rooms, capsys, monkeypatch):
     monkeypatch.setenv("ROBOT_RL_TRACEBACK", "1")
     assert cli.main(["train", "--quiet"]) == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err
-    rooms.outcome["error"] = KeyboardInterrupt()
-    assert cli.main(["train", "--quiet"]) == 130
-    assert "same command goes on" in capsys.readouterr().err
+    for ctrl_c in (KeyboardInterrupt(), Interrupted()):  # at once, and at the next safe point
+        rooms.outcome["error"] = ctrl_c
+        assert cli.main(["train", "--quiet"]) == 130
+        assert capsys.readouterr().err == "robot-rl: interrupted; the same command goes on from the last checkpoint\n"
     rooms.outcome["error"] = ModuleNotFoundError("No module named 'ray'", name="ray")
     assert cli.main(["train", "--quiet"]) == 1
     assert "robot_rl[scale]" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from typing import Any
 
 from robot_rl.cli.progress import finite
 from robot_rl.config import ConfigError
+from robot_rl.training.interrupt import Interrupted
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; it went wrong while running; the command or configuration was refused; Ctrl-C."""
@@ -75,13 +76,14 @@ def _cell(value: Any) -> str:
 def report_error(error: BaseException, as_json: bool) -> int:
     """Say what went wrong in one message and return the exit code. ``ROBOT_RL_TRACEBACK=1`` adds the traceback."""
     refused = isinstance(error, (ConfigError, UsageError))
-    code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else REFUSED if refused else FAILED
+    interrupted = isinstance(error, (KeyboardInterrupt, Interrupted))
+    code = INTERRUPTED if interrupted else REFUSED if refused else FAILED
     message = str(error) or type(error).__name__
     if isinstance(error, KeyError):  # its text is the bare key
         message = f"KeyError: {message}"
     if isinstance(error, ModuleNotFoundError):
         message += f" (python -m pip install 'robot_rl[{extra_for(error.name or '')}]')" if extra_for(error.name or "") else ""
-    if isinstance(error, KeyboardInterrupt):
+    if interrupted:
         message = "interrupted; the same command goes on from the last checkpoint"
     if as_json:
         record: dict[str, Any] = {"event": "error", "type": type(error).__name__, "message": message, "exit_code": code}
@@ -89,11 +91,11 @@ def report_error(error: BaseException, as_json: bool) -> int:
             record["findings"] = [{"key": f.key, "accepted": f.accepted} for f in error.findings]
         print(json.dumps(record, default=str), flush=True)
     else:
-        known = refused or isinstance(error, (ValueError, OSError, KeyboardInterrupt, RuntimeError, LookupError, ImportError))
+        known = refused or interrupted or isinstance(error, (ValueError, OSError, RuntimeError, LookupError, ImportError))
         kind = "" if known else f"{type(error).__name__}: "
         hint = "" if known else "\n(ROBOT_RL_TRACEBACK=1 shows where)"
         print(f"robot-rl: {kind}{message}{hint}", file=sys.stderr, flush=True)
-    if os.environ.get("ROBOT_RL_TRACEBACK") == "1" and not isinstance(error, KeyboardInterrupt):
+    if os.environ.get("ROBOT_RL_TRACEBACK") == "1" and not interrupted:
         traceback.print_exception(error)
     return code
 
