@@ -229,8 +229,9 @@ class ActingSession(ABC):
         seeds = [seeding.key("training", self.config.seed, n // schedule.group_size) % seeding.TRAINING.last for n in numbers]
         ids = [f"r{c.round:06d}e{i:03d}" for i in range(schedule.round_episodes)]
         self._make_room(ids)
+        greedy = self._greedy(policy)
         plans = [
-            EpisodePlan(seed, ("training", self.config.seed, key), policy, self._free_id(key))
+            EpisodePlan(seed, ("training", self.config.seed, key), greedy if self._is_greedy(key) else policy, self._free_id(key))
             for seed, key in zip(seeds, ids, strict=True)
         ]
         outcomes = self.rollout.play(plans, store=self.store, keep_episodes=self.KEEP_EPISODES, should_stop=self._should_stop)
@@ -244,6 +245,16 @@ class ActingSession(ABC):
         c.advance_handover(self.config.mixture, [o.success for o in outcomes])
         self.progress.advance(steps)
         self._show(steps)
+
+    def _greedy(self, explorer: ActingPolicy) -> ActingPolicy:
+        """The same head as a candidate would act; the base itself while that explores."""
+        if explorer.mode != "explore":
+            return explorer
+        return ActingPolicy(self.base, explorer.head, "eval", explorer.version, device=self.device)
+
+    def _is_greedy(self, key: str) -> bool:
+        share = self.config.mixture.greedy
+        return share > 0 and float(seeding.rng("greedy", self.config.seed, key).random()) < share
 
     def _free_id(self, key: str) -> str:
         """``key``, or with a count behind it where an earlier attempt at the same episode was set aside under that id."""

@@ -124,6 +124,8 @@ class MixtureConfig:
     """Mixture acting: the chance per decision that the base acts falls linearly from ``start`` to ``end`` over ``env_steps``.
 
     Attributes:
+        greedy: share of the head's training episodes that it plays as candidates act (eval mode, no base). Without them the
+            critics never see where the head's mode leads, and what they overrate there stays overrated.
         handover: the base makes the first decisions of an episode, the head the others (JSRL, Uchendu et al. 2023). ``random``:
             0 to ``handover_decisions`` of them, drawn per episode. ``curriculum``: from ``handover_decisions`` to none in
             ``handover_stages`` steps, one whenever the last ``handover_window`` episodes succeeded as often as in the best
@@ -133,6 +135,7 @@ class MixtureConfig:
     start: float = 1.0
     end: float = 0.1
     env_steps: int = 10_000
+    greedy: float = 0.0
     handover: Literal["off", "random", "curriculum"] = "off"
     handover_decisions: int = 0
     handover_stages: int = 10
@@ -140,7 +143,7 @@ class MixtureConfig:
     handover_tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        _share(self, "start", "end", "handover_tolerance")
+        _share(self, "start", "end", "greedy", "handover_tolerance")
         _at_least(self, 1, "env_steps", "handover_stages", "handover_window")
         if (self.handover == "off") != (self.handover_decisions == 0):
             raise ValueError(
@@ -354,10 +357,10 @@ class PostTrainConfig:
             raise ValueError(
                 "schedule.learner='process' with an on-policy learner, whose data must be its own: accepted is inline"
             )
-        if m.start > 0 or m.end > 0 or m.handover != "off":
+        if m.start > 0 or m.end > 0 or m.greedy > 0 or m.handover != "off":
             raise ValueError(
-                f"mixture.start={m.start}, mixture.end={m.end}, mixture.handover={m.handover!r} with an on-policy learner: decisions of "
-                "the base are not its own; accepted are 0, 0, off"
+                f"mixture.start={m.start}, mixture.end={m.end}, mixture.greedy={m.greedy}, mixture.handover={m.handover!r} with an "
+                "on-policy learner: only its own draws are; accepted are 0, 0, 0, off"
             )
         if s.warmup_steps or s.offline_updates:
             raise ValueError(

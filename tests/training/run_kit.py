@@ -26,6 +26,7 @@ TINY: dict[str, Any] = {
         "env_steps": 300, "round_episodes": 4, "warmup_steps": 1, "return_updates": 4, "warmup_updates": 4,
         "updates_per_step": 0.2, "batch_size": 16, "candidate_every": 100, "evaluate_every": 100, "checkpoint_every_s": 0.0,
     },
+    "mixture": {"greedy": 0.5},
     "gate": {"n_min": 4, "n_max": 4, "reference_n_min": 4},
     "stop": {"episodes": 1000},
     "evaluation": {"reference_episodes": 4, "curve_episodes": 4, "final_episodes": 4, "videos": 0},

@@ -95,6 +95,16 @@ def test_row_33_only_training_seeds_are_recorded(finished: Path) -> None:
         assert episode.meta.base_hash
 
 
+def test_a_share_of_episodes_is_played_as_candidates_act(finished: Path) -> None:
+    with EpisodeStore.open(finished / "store", mode="r") as store:
+        episodes = [store.read(i) for i in store.episode_ids()]
+    modes = [e.meta.extra["mode"] for e in episodes]
+    assert modes[:4] == ["base"] * 4  # the warm-up is the base's
+    assert {"explore", "eval"} <= set(modes)
+    greedy = [e for e in episodes if e.meta.extra["mode"] == "eval"]
+    assert all(e.meta.extra["base_share"] == 0.0 and not any(d.explored for d in e.decisions) for e in greedy)
+
+
 def test_a_finished_run_is_evaluated_and_reported_again_without_training(finished: Path) -> None:
     before = learner_tensors(finished)
     once = run_evaluation(EvalConfig(policy=finished, who="base", episodes=2, env=EnvConfig("tabletop/Lift", num_envs=2)))
