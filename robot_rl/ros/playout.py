@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from robot_rl.runtime.priority import REMEDY
+
 
 class IntervalStatistics:
     """The last commands' intervals against the period they should have."""
@@ -70,7 +72,7 @@ class Playout:
                 os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(self._rt))
                 self.granted = f"SCHED_FIFO {self._rt}"
             except (PermissionError, AttributeError):
-                self.granted = "normal priority (SCHED_FIFO was refused: --cap-add=SYS_NICE --ulimit rtprio=49)"
+                self.granted = f"normal priority (SCHED_FIFO was refused: {REMEDY})"
         self._deadline = time.monotonic()
         while not self._stop.is_set():
             if (at := self._realign) is not None:

@@ -261,6 +261,7 @@ class PolicyNode(ManagedNode):
         session = self.session
         if session is None:
             return
+        session.look()
         if (error := session.playout_error) is not None:
             self.report_problem("play-out", f"the play-out stopped: {error!r}")
             with self.lock:
@@ -354,7 +355,7 @@ class PolicyNode(ManagedNode):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(PolicyNode, argv)
+    return run(PolicyNode, argv, own_priority=True)  # how much of it needs real time depends on where inference runs
 
 
 if __name__ == "__main__":
