@@ -7,7 +7,6 @@ With ``inference: process`` the host lives in a child process (:mod:`robot_rl.ro
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,10 +75,8 @@ class _Child:
             )  # fmt: skip
         there.close()
         from_there.close()
-        try:
+        with suppress(OSError):  # it died already; look() will see
             self.questions.send(begin)
-        except OSError:
-            pass  # it died already; look() will see
         self._thread = threading.Thread(target=self._listen, name="host news", daemon=True)
         self._thread.start()
 
@@ -230,10 +229,8 @@ class ProcessHost(VersionChoice):
             self.acting = self.policy(self.acting.version)
 
     def _tell(self, child: _Child) -> None:
-        try:
+        with suppress(OSError):  # it is gone; its successor is told when it has loaded
             child.news.send({"notices": [asdict(n) for n in self._notices.values()]})
-        except OSError:
-            pass  # it is gone; its successor is told when it has loaded
 
     # ---- news (a thread of the child's)
 

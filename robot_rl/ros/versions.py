@@ -60,10 +60,10 @@ class VersionChoice:
         if candidate_draw is not None and candidate is not None and candidate_draw < (candidate.share or 0.0):
             return self._swap(candidate.version) if self.has(candidate.version) else False
         promoted = self._notices.get("promoted")
-        if promoted is not None and (promoted.version == 0 or self.has(promoted.version)):
-            if self._swap(promoted.version):
-                self.offered = None
-                return True
+        there = promoted is not None and (promoted.version == 0 or self.has(promoted.version))
+        if promoted is not None and there and self._swap(promoted.version):
+            self.offered = None
+            return True
         offered, self.offered = self.offered, None
         return offered is not None and self._swap(offered.version)
 

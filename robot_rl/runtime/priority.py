@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 REMEDY = "--cap-add=SYS_NICE --ulimit rtprio=49"
@@ -26,10 +26,8 @@ def set_nice(level: int) -> bool:
     except PermissionError:
         return False
     if os.getsid(0) == os.getpid():
-        try:
+        with suppress(OSError):  # no such groups on this kernel, or a level below zero without the right to it
             _AUTOGROUP.write_text(str(level))
-        except OSError:
-            pass  # no such groups on this kernel, or a level below zero without the right to it
     return True
 
 
