@@ -46,11 +46,22 @@ class Playout:
     """Calls ``tick`` every ``period_s`` on the steady clock. Late by more than a period: it skips, and never calls twice at once.
 
     Args:
+        prepare: called ``lead_s`` before each deadline. What takes a while and not always as long (to observe, to decide) is done
+            here, so that ``tick`` sends its result on time.
         rt_priority: SCHED_FIFO for this thread alone, where the machine grants it.
     """
 
-    def __init__(self, period_s: float, tick: Callable[[], None], *, rt_priority: int = 0) -> None:
+    def __init__(
+        self,
+        period_s: float,
+        tick: Callable[[], None],
+        *,
+        prepare: Callable[[], None] = lambda: None,
+        lead_s: float = 0.0,
+        rt_priority: int = 0,
+    ) -> None:
         self.period_s, self._tick, self._rt = period_s, tick, rt_priority
+        self._prepare, self._lead = prepare, lead_s
         self._stop = threading.Event()
         self._deadline = time.monotonic()
         self._realign: float | None = None
@@ -86,11 +97,14 @@ class Playout:
                 self.skipped += missed
                 self._deadline += missed * self.period_s
                 wait = self._deadline - time.monotonic()
-            if wait > 0:
-                time.sleep(wait)
+            if wait > self._lead:
+                time.sleep(wait - self._lead)
             if self._stop.is_set():
                 return
             try:
+                self._prepare()
+                if (wait := self._deadline - time.monotonic()) > 0:
+                    time.sleep(wait)
                 self._tick()
             except BaseException as error:
                 self.error = error

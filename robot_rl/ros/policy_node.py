@@ -135,6 +135,11 @@ class PolicyNode(ManagedNode):
 
     # ---- a tick of the play-out (its thread, or node time)
 
+    def prepare(self) -> None:
+        with self.lock:
+            if self.session is not None and self.active and self.session.running:
+                self.session.prepare()
+
     def tick(self) -> None:
         with self.lock:
             session = self.session

@@ -5,6 +5,7 @@ Everything here runs under the node's lock, in the play-out's thread or in a ser
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ S = 1_000_000_000
 GUARD_SILENT_S = 0.10
 ONE_PROCESS_HZ = 20.0  # commands a second up to which inference beside them in one process is quick enough
 ALIGN_OFFSET_S = 0.002
+LEAD = 0.15  # of a command period: so long before a command is due its control step begins
+LEAD_S = (0.0015, 0.006)
 
 
 class Session:
@@ -59,7 +62,7 @@ class Session:
         self._ending: tuple[str, bool, float, bool | None] | None = None
         self._last_state = State.AUTONOMOUS
         self._stamp = self._last_command = 0
-        self._due = False
+        self._due = self._prepared = False
         self._operator: dict[str, tuple[np.ndarray, int]] = {}
 
     # ---- configure
@@ -120,6 +123,7 @@ class Session:
         self.control_s = 1.0 / self.robot.rates.control_hz
         # How long a control step may wait for a chunk when it has none. Simulated time waits for nobody's processor.
         self.grace_s = 2.0 * self.control_s if node.sim_time else min(0.4 * self.control_s, 0.4 * self.period_s)
+        self.lead_s = float(np.clip(LEAD * self.period_s, *LEAD_S))
         self.intervals = IntervalStatistics(self.period_s)
         if self.host is not None:
             self.worker = InferenceWorker(self.host.decide)
@@ -176,7 +180,13 @@ class Session:
                 self._process_priority = set_priority(self.p["rt_priority"], 0)
                 if not self._process_priority.startswith("SCHED"):
                     self.node.get_logger().warning(self._process_priority)
-            self._playout = Playout(self.period_s, tick, rt_priority=self.p["rt_priority"])
+            # A full collection of garbage walks over everything that torch and ROS have made and would miss deadlines.
+            gc.collect()
+            gc.freeze()
+            self._closers.append(gc.unfreeze)
+            self._playout = Playout(
+                self.period_s, tick, prepare=self.node.prepare, lead_s=self.lead_s, rt_priority=self.p["rt_priority"]
+            )
             self._playout.start()
 
     def _on_node_time(self, tick: Any) -> None:
@@ -277,6 +287,7 @@ class Session:
             self.worker.forget()
         self._stamp, self._part, self._first, self._sent_since = snapshot.stamp_ns, 0, True, None
         self._ending, self.holding, self._steps_human = None, False, 0
+        self._prepared = False
         self.running = True
         self.intervals.pause()
         self._align()
@@ -301,7 +312,7 @@ class Session:
         stream = self.sync.streams.get(self.sync.anchor)
         if self._playout is None or stream is None or stream.newest is None:
             return
-        self._playout.realign(stream.newest.arrived_ns / 1e9 + self.control_s + ALIGN_OFFSET_S)
+        self._playout.realign(stream.newest.arrived_ns / 1e9 + self.control_s + ALIGN_OFFSET_S + self.lead_s)
 
     def _seen(self, observation: Observation) -> Observation:
         return {name: observation[name] for name in self.features}
@@ -373,10 +384,17 @@ class Session:
 
     # ---- a tick
 
+    def prepare(self) -> None:
+        """A little before a command is due: the control step that it comes from."""
+        if self._part == 0 and not self._prepared:
+            self._prepared = self._control()
+
     def tick(self) -> None:
         """One command period."""
-        if self._part == 0 and not self._control():
+        self.prepare()
+        if self._part == 0 and not self._prepared:
             return
+        self._prepared = False
         stamp = self._last_command = max(self.node.now_ns(), self._last_command + 1)
         for channel, vector in self.loop.vectors(self._part, stamp).items():
             self._actions[channel].publish(self.hops[channel].message(vector, stamp))
@@ -390,7 +408,9 @@ class Session:
         node, loop = self.node, self.loop.loop
         now = node.clock_ns()
         if not node.sim_time:
-            self.sync.wait_for_anchor(int(0.9 * self.control_s * S), min(0.2 * self.control_s, 0.25 * self.period_s))
+            self.sync.wait_for_anchor(
+                int(0.9 * self.control_s * S), min(0.2 * self.control_s, self.lead_s + 0.05 * self.period_s)
+            )
             now = node.clock_ns()
         snapshot = self.sync.snapshot()
         self.problems = snapshot.problems
@@ -453,7 +473,7 @@ class Session:
         self._accept(self._decided())
         if not stale and not self.holding and loop.wants_chunk and not self.worker.busy and self.host.ready:
             if self.p["swap_at"] == "chunk" and self.arbiter.state is State.AUTONOMOUS and self.host.take():
-                self.recording.status = self._with_version()
+                self.recording.say(weights_version=self.host.acting.version)
             self.worker.submit(loop.request())
         if scheduler.rows_left(loop.step) == 0 and self.worker.busy:
             self._accept(self._decided(self.grace_s))
@@ -466,10 +486,6 @@ class Session:
         except HostGone as error:
             self.node.log_sometimes("host gone", f"no decision: {error}")
             return None
-
-    def _with_version(self) -> Any:
-        assert self.host is not None
-        return replace(self.recording.status, weights_version=self.host.acting.version)
 
     def _accept(self, decision: Decision | None) -> None:
         if decision is None:
