@@ -42,7 +42,7 @@ CAMERA_HZ = 30.0
 EDGES_MS = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 40.0)
 LIMITS_MS = {50.0: 4.0, 100.0: 5.0}
 CONTROL_HZ = {20.0: 20.0, 50.0: 10.0, 100.0: 20.0}
-PATIENCE_S = 240.0
+PATIENCE_S = 420.0
 PRIORITIES = {"rt": {"policy_node": 10, "guard_node": 20}, "normal": {"policy_node": 0, "guard_node": 0}}
 
 ROBOT = """
@@ -293,7 +293,8 @@ class Listener:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
-        self.granted = "SCHED_FIFO 30" if rt and set_fifo(30) else "normal priority"
+        # Not the main thread: it starts processes, and these would inherit it.
+        self.granted = "SCHED_FIFO 30" if rt and set_fifo(30, but=(os.getpid(),)) else "normal priority"
 
     def _spin(self) -> None:
         while not self._stop.is_set():
@@ -315,9 +316,6 @@ class Listener:
         self._executor.shutdown()
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
-        if hasattr(os, "sched_setscheduler"):
-            for task in Path("/proc/self/task").iterdir():
-                os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 def wait(condition: Any, supervisor: Supervisor, what: str, patience_s: float = PATIENCE_S) -> None:

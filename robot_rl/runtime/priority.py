@@ -31,10 +31,10 @@ def set_nice(level: int) -> bool:
     return True
 
 
-def set_fifo(priority: int) -> bool:
-    """SCHED_FIFO for every thread of this process (threads that they start inherit it); False where it was refused."""
+def set_fifo(priority: int, but: tuple[int, ...] = ()) -> bool:
+    """SCHED_FIFO for every thread of this process ``but`` some (threads that they start inherit it); False where it was refused."""
     try:
-        for task in _tasks():
+        for task in set(_tasks()) - set(but):
             try:
                 os.sched_setscheduler(task, os.SCHED_FIFO, os.sched_param(priority))
             except ProcessLookupError:
