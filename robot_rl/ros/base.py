@@ -7,7 +7,6 @@ A node's ``main`` is ``return run(MyNode, argv)``.
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import signal
 import sys
@@ -31,6 +30,7 @@ from robot_rl.ros import qos
 from robot_rl.ros.conversion import statuses_message
 from robot_rl.ros.names import DIAGNOSTICS, NodeTable
 from robot_rl.ros.parameters import ParameterError, Parameters
+from robot_rl.runtime import priority
 from robot_rl.wire.codec import Status, WireError
 
 EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h
@@ -276,49 +276,28 @@ class ManagedNode(_Shared, LifecycleNode):
 
 
 def set_priority(rt_priority: int, nice: int) -> str:
-    """Ask for SCHED_FIFO and a nice level for this process; returns what was granted, in words.
-
-    Call it before ``rclpy.init``, so that the middleware's threads inherit it.
-    """
-    granted = "normal priority"
+    """Ask for SCHED_FIFO or a nice level for this process, every thread of it; returns what was granted, in words."""
     if rt_priority > 0:
-        try:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(rt_priority))
-            granted = f"SCHED_FIFO {rt_priority}"
-        except (PermissionError, AttributeError):
-            try:
-                os.setpriority(os.PRIO_PROCESS, 0, -10)
-                granted = "nice -10 (SCHED_FIFO was refused: --cap-add=SYS_NICE --ulimit rtprio=49)"
-            except PermissionError:
-                granted = "normal priority (SCHED_FIFO and nice -10 were refused: --cap-add=SYS_NICE --ulimit rtprio=49)"
-    elif nice:
-        try:
-            os.setpriority(os.PRIO_PROCESS, 0, nice)
-            granted = f"nice {nice}"
-        except PermissionError:
-            granted = f"normal priority (nice {nice} was refused)"
-    return granted
+        if priority.set_fifo(rt_priority):
+            return f"SCHED_FIFO {rt_priority}"
+        if priority.set_nice(-10):
+            return f"nice -10 (SCHED_FIFO was refused: {priority.REMEDY})"
+        return f"normal priority (SCHED_FIFO and nice -10 were refused: {priority.REMEDY})"
+    if nice:
+        return f"nice {nice}" if priority.set_nice(nice) else f"normal priority (nice {nice} was refused)"
+    return "normal priority"
 
 
-def override_from_argv(argv: Sequence[str], name: str, default: int) -> int:
-    """An integer parameter given as ``-p name:=value``, before any node exists (priorities must be set before rclpy starts)."""
-    for before, word in itertools.pairwise(argv):
-        if before in ("-p", "--param") and word.startswith(f"{name}:="):
-            try:
-                return int(word.partition(":=")[2])
-            except ValueError:
-                return default
-    return default
-
-
-def run(factory: Callable[[], Any], argv: Sequence[str] | None = None, *, rt_priority: int = 0, nice: int = 0) -> int:
+def run(factory: Callable[[], Any], argv: Sequence[str] | None = None, *, own_priority: bool = False) -> int:
     """Make a node, spin it in this thread until SIGINT or SIGTERM, tear it down; the exit code.
+
+    The process takes the node's ``rt_priority`` and ``nice`` when the node has been made, before it spins; with
+    ``own_priority`` the node itself asks for real-time priority.
 
     rclpy's own signal handler invalidates the context before a node can publish its stop, and a second SIGINT (``ros2 launch``
     plus the terminal) kills the clean-up; so the handlers are ours and further SIGINTs are ignored during teardown.
     """
     argv = list(sys.argv if argv is None else argv)
-    granted = set_priority(override_from_argv(argv, "rt_priority", rt_priority), override_from_argv(argv, "nice", nice))
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -328,7 +307,10 @@ def run(factory: Callable[[], Any], argv: Sequence[str] | None = None, *, rt_pri
     code = 0
     try:
         node = factory()
-        node.granted_priority = granted
+        rt = 0 if own_priority else node.parameters["rt_priority"]
+        node.granted_priority = set_priority(rt, node.parameters["nice"])
+        if rt and not node.granted_priority.startswith("SCHED"):
+            node.get_logger().warning(node.granted_priority)
         if isinstance(node, PlainNode):
             node.parameters.check()
         executor = _executor(node)

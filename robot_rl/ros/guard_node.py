@@ -301,7 +301,7 @@ class GuardNode(PlainNode):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(GuardNode, argv, rt_priority=20)
+    return run(GuardNode, argv)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """What acts: a frozen base policy, the head on it, and new versions of the head as they are published. No rclpy here.
 
 Everything slow happens in :meth:`PolicyHost.load` (configure) and in the weights thread; the control side only takes references.
+With ``inference: process`` the host lives in a child process (:mod:`robot_rl.ros.inference_child`).
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from robot_rl.ros.versions import VersionChoice
 from robot_rl.runtime.weights import VerificationError, WeightChannel, WeightSource, WeightSubscriber
 from robot_rl.types import ActionSpec, Decision, FeatureSpec
 
 if TYPE_CHECKING:
     from robot_rl.heads.base import Head
-    from robot_rl.policies.base import BasePolicy
+    from robot_rl.policies.base import BasePolicy, PolicySpec
     from robot_rl.runtime.acting import ActingPolicy, DecisionRequest
     from robot_rl.wire import WeightsNotice
 
@@ -58,26 +59,28 @@ def policy_folder(text: str) -> Path:
     )
 
 
-class PolicyHost:
+class PolicyHost(VersionChoice):
     """Loads once, decides on request, and swaps to a verified version when it is told that it may.
 
     Attributes:
-        acting: what decides now; replaced as one reference.
-        offered: a verified newer version that waits for its moment, or None.
-        swaps, refused: counted for diagnostics; ``last_error`` says why the last version was refused.
+        ready: whether it can decide; a host in this process always can.
+        refused: counted for diagnostics; ``last_error`` says why the last version was refused.
+        on_change: called in the weights thread after it has looked for versions.
     """
 
+    acting: ActingPolicy
+    offered: ActingPolicy | None
+    ready = True
+
     def __init__(self, config: HostConfig, log: Callable[[str], None]) -> None:
+        super().__init__()
         self.config, self._log = config, log
-        self.swaps = 0
         self.last_error = ""
-        self.offered: ActingPolicy | None = None
+        self.on_change: Callable[[], None] = lambda: None
         self._heads: dict[int, Head] = {}
-        self._notices: dict[str, WeightsNotice] = {}
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._subscribers: dict[str, WeightSubscriber] = {}
-        self.use_base = False
 
     # ---- configure
 
@@ -90,7 +93,6 @@ class PolicyHost:
         import torch
 
         from robot_rl.policies.checkpoint import load_policy
-        from robot_rl.runtime.acting import ActingPolicy
         from robot_rl.training.build import pick_device
 
         torch.set_num_threads(1)  # the control loop beside it needs the other cores more than a small policy does
@@ -99,7 +101,7 @@ class PolicyHost:
         self.device = pick_device(self.config.device)
         self.base: BasePolicy = load_policy(policy_folder(self.config.policy), self.device)
         self._head_config: Any = self._read_head()
-        self.acting = ActingPolicy(self.base, mode="base", device=self.device)
+        self.acting = self.policy(0)
         if self._head_config is not None:
             self._build_head()  # a head that does not fit the base is refused here
             if source := self._local():
@@ -145,17 +147,22 @@ class PolicyHost:
         return self.base.spec.action
 
     @property
+    def spec(self) -> PolicySpec:
+        return self.base.spec
+
+    @property
+    def versions(self) -> list[int]:
+        """Versions of the head that are ready to act."""
+        return sorted(self._heads)
+
+    @property
     def refused(self) -> int:
         return sum(s.refused for s in self._subscribers.values())
 
     # ---- deciding (inference thread)
 
     def decide(self, request: DecisionRequest) -> Decision:
-        from robot_rl.runtime.acting import ActingPolicy
-
-        policy = self.acting
-        if self.use_base and policy.version:
-            policy = ActingPolicy(self.base, mode="base", device=self.device)
+        policy = self.policy(0) if self.use_base and self.acting.version else self.acting
         return policy.decide([request])[0]
 
     # ---- versions
@@ -168,48 +175,31 @@ class PolicyHost:
         self._thread = threading.Thread(target=self._watch, name="weights", daemon=True)
         self._thread.start()
 
-    def notice(self, notices: list[WeightsNotice]) -> None:
-        """What the learner announced: the promoted version, and perhaps a candidate with its share of episodes."""
-        self._notices = {n.which: n for n in notices}
+    def notice(self, notices: Sequence[WeightsNotice]) -> None:
+        super().notice(notices)
         self._wake.set()
 
-    def take(self, *, candidate_draw: float | None = None) -> bool:
-        """Swap to what is offered (True when it happened). One reference; the caller knows that no chunk is being computed.
+    def has(self, version: int) -> bool:
+        return version in self._heads
 
-        Args:
-            candidate_draw: in [0, 1) at the start of an episode: a candidate acts where it falls below its share.
-        """
-        candidate = self._notices.get("candidate")
-        if candidate_draw is not None and candidate is not None and candidate_draw < (candidate.share or 0.0):
-            if candidate.version in self._heads and candidate.version != self.acting.version:
-                self.acting, self.swaps = self._policy(candidate.version), self.swaps + 1
-                return True
-            return False
-        promoted = self._notices.get("promoted")
-        if promoted is not None and promoted.version == 0 and self.acting.version != 0:
-            from robot_rl.runtime.acting import ActingPolicy
-
-            self.acting, self.swaps = ActingPolicy(self.base, mode="base", device=self.device), self.swaps + 1
-            return True
-        if promoted is not None and promoted.version in self._heads and promoted.version != self.acting.version:
-            self.offered, self.acting, self.swaps = None, self._policy(promoted.version), self.swaps + 1
-            return True
-        offered, self.offered = self.offered, None
-        if offered is None or offered.version == self.acting.version:
-            return False
-        self.acting, self.swaps = offered, self.swaps + 1
-        return True
+    def fetch(self, version: int) -> bool:
+        """Load exactly this version from the local folder, if it is there (what acted before a restart). For configure."""
+        if version > 0 and self._head_config is not None and version not in self._heads and (source := self._local()):
+            self._poll(source, version)
+        return version == 0 or version in self._heads
 
     def set_explore(self, explore: bool) -> None:
         """Whether heads sample or act deterministically, from now on."""
         if explore != self.config.explore:
             self.config = replace(self.config, explore=explore)
             if self.acting.version in self._heads:
-                self.acting = self._policy(self.acting.version)
+                self.acting = self.policy(self.acting.version)
 
-    def _policy(self, version: int) -> ActingPolicy:
+    def policy(self, version: int) -> ActingPolicy:
         from robot_rl.runtime.acting import ActingPolicy
 
+        if version == 0:
+            return ActingPolicy(self.base, mode="base", device=self.device)
         mode = "explore" if self.config.explore else "eval"
         return ActingPolicy(self.base, self._heads[version], mode, version, device=self.device)  # type: ignore[arg-type]
 
@@ -253,6 +243,7 @@ class PolicyHost:
                 self.last_error = str(error)
                 self._log(f"weights: {error}")
                 self._stop.wait(POLL_S)
+            self.on_change()
 
     def _poll(self, source: WeightSource, version: int | None, key: str = "local") -> None:
         subscriber = self._subscribers.get(key)
@@ -266,8 +257,9 @@ class PolicyHost:
         self.last_error = subscriber.last_error
         if manifest is None:
             return
+        wanted = {self.acting.version, *(n.version for n in self._notices.values())}
         for old in sorted(self._heads)[: max(0, len(self._heads) - KEEP_HEADS)]:
-            if old != self.acting.version:
+            if old not in wanted:
                 self._heads.pop(old)
         assert subscriber.tensors is not None
         head = self._build_head()
@@ -275,7 +267,7 @@ class PolicyHost:
         head.eval()
         self._heads[manifest.version] = head
         if not self._notices:
-            self.offered = self._policy(manifest.version)
+            self.offered = self.policy(manifest.version)
 
     def _dry(self, tensors: dict[str, Any]) -> bool:
         """One decision of a head with these tensors on a blank observation: finite, and of the right shape."""
@@ -295,74 +287,3 @@ class PolicyHost:
         if self._thread is not None:
             self._thread.join(5.0)
             self._thread = None
-
-
-class InferenceWorker:
-    """One request at a time, in a thread; the control side never waits longer than it chooses to."""
-
-    def __init__(self, decide: Callable[[DecisionRequest], Decision]) -> None:
-        self._decide = decide
-        self._request: tuple[int, DecisionRequest] | None = None
-        self._result: tuple[int, Decision] | None = None
-        self._error: Exception | None = None
-        self._wake, self._done, self._stop = threading.Event(), threading.Event(), False
-        self.generation = 0
-        self.busy = False
-        self.latencies: list[float] = []
-        self.started = 0.0
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        self._thread.start()
-
-    def submit(self, request: DecisionRequest) -> None:
-        """Raises RuntimeError while one is being computed."""
-        if self.busy:
-            raise RuntimeError("submit: a request is in flight")
-        self.busy, self._request, self.started = True, (self.generation, request), time.monotonic()
-        self._done.clear()
-        self._wake.set()
-
-    def poll(self, wait_s: float = 0.0) -> Decision | None:
-        """The decision when it is there; waits up to ``wait_s`` for one in flight. Raises what the policy raised."""
-        if self.busy and wait_s > 0:
-            self._done.wait(wait_s)
-        if not self._done.is_set():
-            return None
-        self._done.clear()
-        result, error, self._result, self._error = self._result, self._error, None, None
-        self.busy = False
-        if error is not None:
-            raise error
-        if result is None or result[0] != self.generation:
-            return None  # it belongs to an episode that is over, or to a chunk that was dropped
-        return result[1]
-
-    def forget(self) -> None:
-        """What is being computed belongs to the past."""
-        self.generation += 1
-
-    def quantile(self, q: float) -> float:
-        """Seconds; 0 before the first decision."""
-        return float(np.quantile(self.latencies[-100:], q)) if self.latencies else 0.0
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            if self._stop:
-                return
-            item, self._request = self._request, None
-            if item is None:
-                continue
-            began = time.perf_counter()
-            try:
-                self._result = (item[0], self._decide(item[1]))
-            except Exception as error:
-                self._error = error
-            self.latencies.append(time.perf_counter() - began)
-            del self.latencies[:-200]
-            self._done.set()
-
-    def close(self) -> None:
-        self._stop = True
-        self._wake.set()
-        self._thread.join(2.0)

@@ -378,7 +378,7 @@ def claim(folder: Any, config: Any) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run(LearnerNode, argv, nice=10)
+    return run(LearnerNode, argv)
 
 
 if __name__ == "__main__":

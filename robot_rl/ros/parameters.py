@@ -119,7 +119,13 @@ POLICY_PARAMETERS = (
     Parameter("replan_margin", 2, "rows left, beyond the latency, at which the next chunk is asked for", RUN_TIME, (0, 50)),
     Parameter("blend", "auto", "how chunks are joined", RUN_TIME, choices=("auto", "rtc", "linear", "none")),
     Parameter("blend_steps", 4, "rows over which a new chunk is blended in", RUN_TIME, (0, 64)),
-    Parameter("inference", "auto", "where inference runs", FIXED, choices=("auto", "thread", "process")),
+    Parameter(
+        "inference",
+        "auto",
+        "where inference and camera decoding run; auto: in a process of their own above 20 commands a second",
+        FIXED,
+        choices=("auto", "thread", "process"),
+    ),
     Parameter("warmup_forwards", 10, "forward passes in configure", CONFIGURE, (1, 200)),
     Parameter("configure_timeout_s", 60.0, "longest time configure may take", CONFIGURE, (5.0, 600.0)),
     Parameter("swap_at", "episode", "when new weights may start to act", RUN_TIME, choices=("episode", "chunk")),
@@ -137,6 +143,13 @@ POLICY_PARAMETERS = (
     Parameter("handback_blend_s", 0.4, "time over which control returns to the policy", RUN_TIME, (0.0, 2.0)),
     Parameter("seed", 0, "keys the policy's randomness together with the episode's number", EPISODE, (0, 2**31 - 1)),
     Parameter("rosetta_compat", False, "also publish hil_intervention (std_msgs/Int8)", FIXED),
+    Parameter(
+        "rt_priority",
+        10,
+        "SCHED_FIFO priority to ask for, for the play-out alone with inference in a thread; 0: none",
+        FIXED,
+        (0, 49),
+    ),
 )
 
 GUARD_PARAMETERS = (
@@ -153,6 +166,7 @@ GUARD_PARAMETERS = (
     Parameter(
         "state_file", "", "where armed state and e-stop survive a restart; empty: below the user's runtime folder", FIXED
     ),
+    Parameter("rt_priority", 20, "SCHED_FIFO priority to ask for; 0: none", FIXED, (0, 49)),
 )
 
 SIM_PARAMETERS = (

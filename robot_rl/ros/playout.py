@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from robot_rl.runtime.priority import REMEDY
+
 
 class IntervalStatistics:
     """The last commands' intervals against the period they should have."""
@@ -44,11 +46,22 @@ class Playout:
     """Calls ``tick`` every ``period_s`` on the steady clock. Late by more than a period: it skips, and never calls twice at once.
 
     Args:
+        prepare: called ``lead_s`` before each deadline. What takes a while and not always as long (to observe, to decide) is done
+            here, so that ``tick`` sends its result on time.
         rt_priority: SCHED_FIFO for this thread alone, where the machine grants it.
     """
 
-    def __init__(self, period_s: float, tick: Callable[[], None], *, rt_priority: int = 0) -> None:
+    def __init__(
+        self,
+        period_s: float,
+        tick: Callable[[], None],
+        *,
+        prepare: Callable[[], None] = lambda: None,
+        lead_s: float = 0.0,
+        rt_priority: int = 0,
+    ) -> None:
         self.period_s, self._tick, self._rt = period_s, tick, rt_priority
+        self._prepare, self._lead = prepare, lead_s
         self._stop = threading.Event()
         self._deadline = time.monotonic()
         self._realign: float | None = None
@@ -70,7 +83,7 @@ class Playout:
                 os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(self._rt))
                 self.granted = f"SCHED_FIFO {self._rt}"
             except (PermissionError, AttributeError):
-                self.granted = "normal priority (SCHED_FIFO was refused: --cap-add=SYS_NICE --ulimit rtprio=49)"
+                self.granted = f"normal priority (SCHED_FIFO was refused: {REMEDY})"
         self._deadline = time.monotonic()
         while not self._stop.is_set():
             if (at := self._realign) is not None:
@@ -84,11 +97,14 @@ class Playout:
                 self.skipped += missed
                 self._deadline += missed * self.period_s
                 wait = self._deadline - time.monotonic()
-            if wait > 0:
-                time.sleep(wait)
+            if wait > self._lead:
+                time.sleep(wait - self._lead)
             if self._stop.is_set():
                 return
             try:
+                self._prepare()
+                if (wait := self._deadline - time.monotonic()) > 0:
+                    time.sleep(wait)
                 self._tick()
             except BaseException as error:
                 self.error = error

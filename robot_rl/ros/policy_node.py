@@ -135,6 +135,11 @@ class PolicyNode(ManagedNode):
 
     # ---- a tick of the play-out (its thread, or node time)
 
+    def prepare(self) -> None:
+        with self.lock:
+            if self.session is not None and self.active and self.session.running:
+                self.session.prepare()
+
     def tick(self) -> None:
         with self.lock:
             session = self.session
@@ -261,6 +266,7 @@ class PolicyNode(ManagedNode):
         session = self.session
         if session is None:
             return
+        session.look()
         if (error := session.playout_error) is not None:
             self.report_problem("play-out", f"the play-out stopped: {error!r}")
             with self.lock:
@@ -354,7 +360,7 @@ class PolicyNode(ManagedNode):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(PolicyNode, argv)
+    return run(PolicyNode, argv, own_priority=True)  # how much of it needs real time depends on where inference runs
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Recording:
         self.status = EpisodeStatus(episode_id="", state="idle", index=0, step=0, robot_hash=robot_hash)
         self.index = 0
         self.last_label: RewardEvent | None = None
-        self._queue: Queue[tuple[EpisodeStatus, bool | None] | None] = Queue()
+        self._queue: Queue[tuple[EpisodeStatus, bool | None] | StepReward | None] = Queue()
         self._thread = threading.Thread(target=self._settle, name="commits", daemon=True)
         self._thread.start()
         self.say(state="idle")
@@ -129,9 +129,12 @@ class Recording:
     # ---- rewards and labels
 
     def note(self, reward: StepReward) -> None:
-        """Write down an event that its publisher could not (``recorded=false``)."""
-        if self.store is None or reward.recorded:
-            return
+        """Write down an event that its publisher could not (``recorded=false``), in this object's thread: nobody here waits for a disk."""
+        if self.store is not None and not reward.recorded:
+            self._queue.put(reward)
+
+    def _write(self, reward: StepReward) -> None:
+        assert self.store is not None
         known = self.store.reward_history(reward.episode_id) if reward.episode_id in self.store else []
         if all(e.event_id != reward.event_id for e in known):
             self.store.append_reward(reward.to_event())
@@ -151,6 +154,12 @@ class Recording:
 
     def _settle(self) -> None:
         while (item := self._queue.get()) is not None:
+            if isinstance(item, StepReward):
+                try:
+                    self._write(item)
+                except (OSError, ValueError, RuntimeError) as error:
+                    self._warn(f"a reward of episode {item.episode_id} could not be written down: {error}")
+                continue
             status, label = item
             assert self.store is not None
             try:

@@ -350,7 +350,7 @@ class RewardNode(ManagedNode):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run(RewardNode, argv, nice=5)
+    return run(RewardNode, argv)
 
 
 if __name__ == "__main__":

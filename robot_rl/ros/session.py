@@ -5,6 +5,7 @@ Everything here runs under the node's lock, in the play-out's thread or in a ser
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,16 @@ from robot_rl.intervention.states import State
 from robot_rl.robots.description import load_robot
 from robot_rl.robots.validation import warnings
 from robot_rl.ros import conversion, names, qos
+from robot_rl.ros.base import set_priority
 from robot_rl.ros.commands import Hop
-from robot_rl.ros.hosting import HostConfig, InferenceWorker, PolicyHost
+from robot_rl.ros.hosting import HostConfig, PolicyHost
+from robot_rl.ros.inference import HostGone, InferenceWorker
 from robot_rl.ros.playout import IntervalStatistics, Playout
+from robot_rl.ros.process_host import Perception, ProcessHost
 from robot_rl.ros.recording import Recording
 from robot_rl.ros.synchroniser import Feedback, Synchroniser
 from robot_rl.runtime.robot_loop import RobotLoop
-from robot_rl.types import Observation, SafetyFlag, Source
+from robot_rl.types import Decision, Observation, SafetyFlag, Source
 from robot_rl.wire import GuardEvent, GuardState, OperatorState, PolicyHealth, StepReward
 
 if TYPE_CHECKING:
@@ -32,7 +36,10 @@ if TYPE_CHECKING:
 
 S = 1_000_000_000
 GUARD_SILENT_S = 0.10
+ONE_PROCESS_HZ = 20.0  # commands a second up to which inference beside them in one process is quick enough
 ALIGN_OFFSET_S = 0.002
+LEAD = 0.15  # of a command period: so long before a command is due its control step begins
+LEAD_S = (0.0015, 0.006)
 
 
 class Session:
@@ -40,11 +47,12 @@ class Session:
 
     def __init__(self, node: PolicyNode) -> None:
         self.node, self.p = node, node.parameters
-        self.host: PolicyHost | None = None
+        self.host: PolicyHost | ProcessHost | None = None
         self.worker: InferenceWorker | None = None
         self.recording: Recording
         self._closers: list[Any] = []
         self._playout: Playout | None = None
+        self._process_priority = ""
         self._timer: Any = None
         self.running = False
         self.holding = False
@@ -54,7 +62,7 @@ class Session:
         self._ending: tuple[str, bool, float, bool | None] | None = None
         self._last_state = State.AUTONOMOUS
         self._stamp = self._last_command = 0
-        self._due = False
+        self._due = self._prepared = False
         self._operator: dict[str, tuple[np.ndarray, int]] = {}
 
     # ---- configure
@@ -71,21 +79,13 @@ class Session:
             raise ValueError(
                 "blend='rtc': no policy here can in-paint the rows that already run; accepted are auto, linear, none"
             )
-        if p["inference"] == "process":
-            raise ValueError("inference='process': accepted here are auto, thread")
         if p["policy"] != "none":
-            self.host = PolicyHost(
-                HostConfig(
-                    p["policy"], p["head"], p["run_dir"], p["device"], p["explore"], p["weights_url"], p["token_file"],
-                    p["warmup_forwards"], p["seed"],
-                ),
-                lambda text: node.log_sometimes("weights", text),
-            )  # fmt: skip
-            self.host.load()
+            self.host = self._make_host()
             self._closers.append(self.host.close)
+            self.host.load()
             if findings := self.robot.policy_findings(self.host.features, self.host.action):
                 raise ValueError("; ".join(findings))
-            spec = self.host.base.spec
+            spec = self.host.spec
             self.features, action = self.host.features, self.host.action
             n_obs, n_rows, horizon, noise = spec.n_obs_steps, spec.n_action_steps, spec.horizon, spec.noise_shape
             base_hash, stats_hash = spec.base_hash, spec.stats_hash
@@ -107,7 +107,7 @@ class Session:
             warn=node.get_logger().error,
         )  # fmt: skip
         self._closers.append(self.recording.close)
-        self.sync = Synchroniser(node, self.robot, node.clock_ns)
+        self.sync = Synchroniser(node, self.robot, node.clock_ns, pictures_elsewhere=self.in_process)
         self._closers.append(self.sync.close)
         self.feedback = Feedback(node, self.robot, node.clock_ns)
         self._closers.append(self.feedback.close)
@@ -123,18 +123,70 @@ class Session:
         self.control_s = 1.0 / self.robot.rates.control_hz
         # How long a control step may wait for a chunk when it has none. Simulated time waits for nobody's processor.
         self.grace_s = 2.0 * self.control_s if node.sim_time else min(0.4 * self.control_s, 0.4 * self.period_s)
+        self.lead_s = float(np.clip(LEAD * self.period_s, *LEAD_S))
         self.intervals = IntervalStatistics(self.period_s)
         if self.host is not None:
             self.worker = InferenceWorker(self.host.decide)
             self._closers.append(self.worker.close)
             self.host.start_watching()
 
+    @property
+    def in_process(self) -> bool:
+        """Whether inference and cameras live in a process of their own."""
+        return isinstance(self.host, ProcessHost)
+
+    def _make_host(self) -> PolicyHost | ProcessHost:
+        """In this process or in another one: a slow rate leaves time for Python's lock, and simulated time waits for everybody."""
+        p, node, robot = self.p, self.node, self.robot
+        config = HostConfig(
+            p["policy"], p["head"], p["run_dir"], p["device"], p["explore"], p["weights_url"], p["token_file"],
+            p["warmup_forwards"], p["seed"],
+        )  # fmt: skip
+        log = lambda text: node.log_sometimes(f"host {text[:24]}", text)  # noqa: E731
+        alone = robot.rates.command_hz > ONE_PROCESS_HZ and not node.sim_time
+        if p["inference"] == "thread" or (p["inference"] == "auto" and not alone):
+            return PolicyHost(config, log)
+        cameras = {
+            image.topic: {
+                "resolved": node.resolve_topic_name(image.topic), "type": image.type, "size": list(image.size),
+                "resize": list(image.resize or image.size), "frozen_check": robot.sync.frozen_check,
+                "qos": [image.qos.reliability, image.qos.durability, image.qos.depth],
+            }
+            for image in robot.images.values()
+        }  # fmt: skip
+        perception = Perception(f"{node.get_name()}_perception", node.get_namespace(), cameras, self._on_picture)
+        return ProcessHost(config, log, perception, p["configure_timeout_s"])
+
+    def _on_picture(self, topic: str, pixels: np.ndarray, stamp_ns: int, arrived_ns: int, frozen: bool) -> None:
+        """From the child's cameras, which see before there is anything here to see for."""
+        if hasattr(self, "sync"):
+            arrived_ns = self.node.clock_ns() if self.node.sim_time else arrived_ns
+            self.sync.on_picture(topic, pixels, stamp_ns, arrived_ns, frozen)
+
+    def look(self) -> None:
+        """Ten times a second, in the node's thread: an inference process that hangs is killed, one that is gone starts again."""
+        if isinstance(self.host, ProcessHost) and self.worker is not None:
+            if taken := self.worker.hung():
+                self.host.kill(f"a decision has taken {taken:.1f} s so far")
+            self.host.look()
+
     def start_playout(self, tick: Any) -> None:
         if self.node.sim_time:
             self._timer = self.node.create_timer(self.period_s, lambda: self._on_node_time(tick))
             self.sync.on_anchor = lambda: self._on_anchor(tick)
         else:
-            self._playout = Playout(self.period_s, tick, rt_priority=self.p["rt_priority"])
+            if self.in_process and self.p["rt_priority"]:
+                # The whole process, because a thread that may be preempted while it holds Python's lock makes the play-out wait.
+                self._process_priority = set_priority(self.p["rt_priority"], 0)
+                if not self._process_priority.startswith("SCHED"):
+                    self.node.get_logger().warning(self._process_priority)
+            # A full collection of garbage walks over everything that torch and ROS have made and would miss deadlines.
+            gc.collect()
+            gc.freeze()
+            self._closers.append(gc.unfreeze)
+            self._playout = Playout(
+                self.period_s, tick, prepare=self.node.prepare, lead_s=self.lead_s, rt_priority=self.p["rt_priority"]
+            )
             self._playout.start()
 
     def _on_node_time(self, tick: Any) -> None:
@@ -165,7 +217,9 @@ class Session:
 
     @property
     def granted(self) -> str:
-        return self._playout.granted if self._playout is not None else "node time"
+        if self._playout is None:
+            return "node time"
+        return f"process: {self._process_priority}" if self._process_priority else f"play-out: {self._playout.granted}"
 
     def close(self) -> None:
         for closer in reversed(self._closers):
@@ -233,6 +287,7 @@ class Session:
             self.worker.forget()
         self._stamp, self._part, self._first, self._sent_since = snapshot.stamp_ns, 0, True, None
         self._ending, self.holding, self._steps_human = None, False, 0
+        self._prepared = False
         self.running = True
         self.intervals.pause()
         self._align()
@@ -257,7 +312,7 @@ class Session:
         stream = self.sync.streams.get(self.sync.anchor)
         if self._playout is None or stream is None or stream.newest is None:
             return
-        self._playout.realign(stream.newest.arrived_ns / 1e9 + self.control_s + ALIGN_OFFSET_S)
+        self._playout.realign(stream.newest.arrived_ns / 1e9 + self.control_s + ALIGN_OFFSET_S + self.lead_s)
 
     def _seen(self, observation: Observation) -> Observation:
         return {name: observation[name] for name in self.features}
@@ -329,10 +384,17 @@ class Session:
 
     # ---- a tick
 
+    def prepare(self) -> None:
+        """A little before a command is due: the control step that it comes from."""
+        if self._part == 0 and not self._prepared:
+            self._prepared = self._control()
+
     def tick(self) -> None:
         """One command period."""
-        if self._part == 0 and not self._control():
+        self.prepare()
+        if self._part == 0 and not self._prepared:
             return
+        self._prepared = False
         stamp = self._last_command = max(self.node.now_ns(), self._last_command + 1)
         for channel, vector in self.loop.vectors(self._part, stamp).items():
             self._actions[channel].publish(self.hops[channel].message(vector, stamp))
@@ -346,7 +408,9 @@ class Session:
         node, loop = self.node, self.loop.loop
         now = node.clock_ns()
         if not node.sim_time:
-            self.sync.wait_for_anchor(int(0.9 * self.control_s * S), min(0.2 * self.control_s, 0.25 * self.period_s))
+            self.sync.wait_for_anchor(
+                int(0.9 * self.control_s * S), min(0.2 * self.control_s, self.lead_s + 0.05 * self.period_s)
+            )
             now = node.clock_ns()
         snapshot = self.sync.snapshot()
         self.problems = snapshot.problems
@@ -406,19 +470,24 @@ class Session:
         p95 = self.worker.quantile(0.95)
         latency_rows = 0 if self.node.sim_time else int(np.ceil(max(0.0, p95 - self.grace_s) / self.control_s))
         scheduler.replan_margin = latency_rows + self.p["replan_margin"]
-        self._accept(self.worker.poll())
-        if not stale and not self.holding and loop.wants_chunk and not self.worker.busy:
+        self._accept(self._decided())
+        if not stale and not self.holding and loop.wants_chunk and not self.worker.busy and self.host.ready:
             if self.p["swap_at"] == "chunk" and self.arbiter.state is State.AUTONOMOUS and self.host.take():
-                self.recording.status = self._with_version()
+                self.recording.say(weights_version=self.host.acting.version)
             self.worker.submit(loop.request())
         if scheduler.rows_left(loop.step) == 0 and self.worker.busy:
-            self._accept(self.worker.poll(self.grace_s))
+            self._accept(self._decided(self.grace_s))
 
-    def _with_version(self) -> Any:
-        assert self.host is not None
-        return replace(self.recording.status, weights_version=self.host.acting.version)
+    def _decided(self, wait_s: float = 0.0) -> Decision | None:
+        """A finished decision. Nothing where the inference process died over it: what is scheduled runs out, then the robot holds."""
+        assert self.worker is not None
+        try:
+            return self.worker.poll(wait_s)
+        except HostGone as error:
+            self.node.log_sometimes("host gone", f"no decision: {error}")
+            return None
 
-    def _accept(self, decision: Any) -> None:
+    def _accept(self, decision: Decision | None) -> None:
         if decision is None:
             return
         self.loop.loop.accept(decision)
@@ -488,7 +557,8 @@ class Session:
         if not self.running:
             return "idle"
         state = self.arbiter.state
-        if self.holding or self.problems:
+        starved = self.host is not None and not self.host.ready and self.loop.scheduler.rows_left(self.loop.loop.step) == 0
+        if self.holding or self.problems or starved:
             return "hold"
         return "human" if state is State.HUMAN else "blend" if state is State.HANDBACK else "policy"
 

@@ -49,9 +49,6 @@ def command(spec: NodeSpec, folder: Path) -> list[str]:
         words += ["-r", f"{old}:={new}"]
     for file in (*spec.param_files, parameter_file(spec, folder)):
         words += ["--params-file", str(file)]
-    for name in ("rt_priority", "nice"):  # read before any node exists
-        if name in spec.params:
-            words += ["-p", f"{name}:={spec.params[name]}"]
     return [*words, "--log-level", spec.log_level]
 
 

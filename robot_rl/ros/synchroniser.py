@@ -49,6 +49,14 @@ class Received:
     arrived_ns: int
 
 
+@dataclass(slots=True)
+class Picture:
+    """A camera's message that another process has decoded and made small already."""
+
+    pixels: np.ndarray
+    frozen: bool
+
+
 class Stream:
     """The last messages of one topic, and how regularly they come."""
 
@@ -59,10 +67,10 @@ class Stream:
         self.clock_off_ns = 0
         self._intervals: deque[int] = deque(maxlen=200)
 
-    def add(self, message: Any, ros_ns: int, now_ns: int) -> None:
+    def add(self, message: Any, ros_ns: int, now_ns: int, stamp_ns: int | None = None) -> None:
         stamp = ros_ns
         if self.stamped:
-            stamp = conversion.from_stamp(message.header.stamp)
+            stamp = conversion.from_stamp(message.header.stamp) if stamp_ns is None else stamp_ns
             off = stamp - ros_ns
             self.clock_off_ns = off if abs(off) > CLOCK_LIMIT_NS else 0
             if self.clock_off_ns:
@@ -142,9 +150,12 @@ class Synchroniser:
     Args:
         node: with ``listen`` (:mod:`robot_rl.ros.base`).
         clock: nanoseconds against which ages are judged: steady, or the ROS clock under ``use_sim_time``.
+        pictures_elsewhere: another process listens to the cameras and hands pictures to :meth:`on_picture`.
     """
 
-    def __init__(self, node: Any, robot: RobotDescription, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, node: Any, robot: RobotDescription, clock: Callable[[], int], *, pictures_elsewhere: bool = False
+    ) -> None:
         self.robot, self.clock = robot, clock
         self.node = node
         self.streams: dict[str, Stream] = {}
@@ -163,7 +174,10 @@ class Synchroniser:
             for s in sources:
                 self._listen(s.topic, s.type, s.qos, 64, s.stamped)
         for image in robot.images.values():
-            self._listen(image.topic, image.type, image.qos, 5, True)
+            if pictures_elsewhere:
+                self.streams.setdefault(image.topic, Stream(image.topic, 5, True))
+            else:
+                self._listen(image.topic, image.type, image.qos, 5, True)
         self.anchor = self._anchor_topic()
 
     def _listen(self, topic: str, type_name: str, quality: Qos, keep: int, stamped: bool) -> None:
@@ -175,12 +189,21 @@ class Synchroniser:
         def store(message: Any) -> None:
             with self._lock:
                 stream.add(message, self.node.now_ns(), self.clock())
-            if topic == self.anchor:
-                self._arrived.set()
-                if self.on_anchor is not None:
-                    self.on_anchor()
+            self._tell(topic)
 
         self.subscriptions.append(self.node.listen(TYPES[type_name], topic, store, profile))
+
+    def _tell(self, topic: str) -> None:
+        if topic == self.anchor:
+            self._arrived.set()
+            if self.on_anchor is not None:
+                self.on_anchor()
+
+    def on_picture(self, topic: str, pixels: np.ndarray, stamp_ns: int, arrived_ns: int, frozen: bool) -> None:
+        """A picture from the process that listens to the cameras; ``arrived_ns`` is when its message arrived there."""
+        with self._lock:
+            self.streams[topic].add(Picture(pixels, frozen), self.node.now_ns(), arrived_ns, stamp_ns)
+        self._tell(topic)
 
     def close(self) -> None:
         for subscription in self.subscriptions:
@@ -302,6 +325,10 @@ class Synchroniser:
         return out
 
     def _picture(self, name: str, source: ImageSource, found: Received, now_ns: int, problems: list[str]) -> np.ndarray:
+        if isinstance(found.message, Picture):
+            if found.message.frozen:
+                problems.append(f"{source.topic} is frozen: its stamps advance, its pixels do not")
+            return found.message.pixels
         cached = self._pictures.get(name)
         if cached is not None and cached[0] == found.stamp_ns:
             return cached[1]

@@ -35,7 +35,7 @@ class VlmRewardNode(RewardNode):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run(VlmRewardNode, argv, nice=5)
+    return run(VlmRewardNode, argv)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,8 @@ class RobotLoop:
         self.scheduler = ChunkScheduler(spec, n_action_steps, blend_steps=blend_steps)
         self.filter = SafetyFilter(action_limits(robot, spec), spec, robot.rates.control_hz)
         self.loop = ControlLoop(spec, self.scheduler, self.filter, n_obs_steps=n_obs_steps, arbiter=arbiter)
-        self.per_step = max(1, round(robot.rates.command_hz / robot.rates.control_hz))
+        self._ratio = max(1.0, robot.rates.command_hz / robot.rates.control_hz)
+        self.per_step = self._periods(0)
         self.changed = 0
         self.command: np.ndarray | None = None
         self._reset()
@@ -138,6 +139,10 @@ class RobotLoop:
                     start[c.slice] = values
         self.loop.begin(observation, key=key, recorder=recorder, stamp_ns=stamp_ns, measured=start)
         self.filter.reset(now_ns, measured=start)
+
+    def _periods(self, step: int) -> int:
+        """Command periods of a control step; where the ratio is no whole number they differ by one, so that the control rate holds."""
+        return int((step + 1) * self._ratio + SAME) - int(step * self._ratio + SAME)
 
     # ---- what comes back from the guard
 
@@ -185,6 +190,7 @@ class RobotLoop:
 
     def step(self, now_ns: int, measured: Mapping[str, np.ndarray | None], hold: SafetyFlag = SafetyFlag.NONE) -> np.ndarray:
         """Decide the command of this control step; :meth:`vectors` then says what to send at each command period."""
+        self.per_step = self._periods(self.loop.step)
         self.command = self.loop.tick(now_ns, hold)
         for c in self.channels:
             reference = self._reference(c)

@@ -27,6 +27,7 @@ from robot_rl.replay.store import EpisodeStore, read_info
 from robot_rl.replay.units import EpisodeUnit
 from robot_rl.replay.zarr_episode import remove_tree
 from robot_rl.runtime.inbox import PART_BYTES
+from robot_rl.runtime.priority import set_nice
 from robot_rl.runtime.transfer import TransferError, _Client, read_token
 
 logger = logging.getLogger(__name__)
@@ -312,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--min-free-gb", type=float, default=0.0, help="delete acknowledged episodes below this; 0: never")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    os.nice(10)
+    set_nice(10)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

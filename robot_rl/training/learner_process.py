@@ -20,6 +20,7 @@ from pathlib import Path
 
 import robot_rl
 from robot_rl.progress import Progress, Silent
+from robot_rl.runtime.priority import set_nice
 from robot_rl.runtime.weights import WeightChannel
 from robot_rl.training.config import LearnerProcessConfig, PostTrainConfig
 from robot_rl.training.interrupt import InterruptFlag
@@ -266,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--nice", type=int, default=0, help="nice level")
     given = parser.parse_args(arguments)
     if given.nice:
-        os.nice(given.nice)
+        set_nice(min(19, os.getpriority(os.PRIO_PROCESS, 0) + given.nice))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     learn(given.run_dir, given.parent, given.store)
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 
 
-def write_run(folder: Path) -> Path:
-    """``base/`` with a policy for the simulated arm and ``config.yaml`` with a latent-noise head."""
+def write_run(folder: Path, robot: str = "sim_arm") -> Path:
+    """``base/`` with a policy for the simulated arm (and its cameras) and ``config.yaml`` with a latent-noise head."""
     from robot_rl.policies.checkpoint import build_policy, save_policy
     from robot_rl.policies.compact import CompactPolicyConfig
     from robot_rl.policies.normalizer import Normalizer
+    from robot_rl.robots.description import load_robot
     from robot_rl.sim.env import make_env
 
     spec = make_env("tabletop/Lift").spec
-    features = dict(spec.observation_features)
+    features = dict(spec.observation_features) | {n: f for n, f in load_robot(robot).features.items() if f.dtype == "uint8"}
     size = features["observation.state"].shape
     low, high = np.array(spec.action.low, np.float32) / 4, np.array(spec.action.high, np.float32) / 4
     normalizer = Normalizer(

@@ -60,6 +60,20 @@ def test_deltas_add_up_from_what_was_executed():
     assert loop.changed == 0
 
 
+@pytest.mark.parametrize(("control", "command"), [(20.0, 50.0), (15.0, 50.0), (10.0, 100.0), (20.0, 20.0)])
+def test_the_control_rate_holds_where_the_command_rate_is_no_multiple_of_it(control: float, command: float):
+    robot = load_robot("sim_arm").with_rates(control, command)
+    loop = RobotLoop(robot, action(), n_action_steps=8)
+    loop.begin(SEEN, MEASURED, key=("t",), recorder=None, now_ns=0, stamp_ns=0)
+    commands = 0
+    for k in range(round(10 * control)):  # ten seconds
+        loop.step(round(k * 1000 / control) * MS, MEASURED)
+        assert loop.per_step in (int(command / control), int(command / control) + 1)
+        commands += loop.per_step
+        loop.close_step(SEEN, 0.0, False, False, k + 1)
+    assert commands == round(10 * command)
+
+
 def test_a_guard_that_trims_is_what_is_recorded_and_what_the_next_delta_starts_from():
     loop, record = begun(CHUNK)
     loop.step(0, MEASURED)
