@@ -20,6 +20,7 @@ import argparse
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -179,7 +180,6 @@ def own_domain() -> Iterator[int]:
 
 
 def publish_cameras() -> int:
-    import signal
     from array import array
 
     import rclpy
@@ -495,6 +495,7 @@ def main() -> int:
     if given.publish_cameras:
         return publish_cameras()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that whoever ends us ends the graph, too
     with tempfile.TemporaryDirectory(prefix="robot_rl_rate_") as temporary:
         folder = (given.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
