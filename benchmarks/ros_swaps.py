@@ -105,6 +105,8 @@ class Publisher:
         }
         m = self.channel.publish(moved, parent=self.versions, base_hash=self.spec.base_hash, stats_hash=self.spec.stats_hash)
         self.versions = m.version
+        if m.version % 50 == 0:
+            self.channel.prune(10)
         data = (self.channel.path(m.version) / MANIFEST).read_bytes()
         notice = WeightsNotice(
             "promoted", m.version, m.parent, self.channel.path(m.version).as_uri(), hashlib.sha256(data).hexdigest(), m.sha256, m.size,
