@@ -20,6 +20,7 @@ import argparse
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -179,7 +180,6 @@ def own_domain() -> Iterator[int]:
 
 
 def publish_cameras() -> int:
-    import signal
     from array import array
 
     import rclpy
@@ -423,7 +423,8 @@ def measure(run: Path, base: Path, hz: float, given: argparse.Namespace, priorit
     }  # fmt: skip
     priorities = {n: {"rt_priority": p} for n, p in PRIORITIES[priority].items()}
     specs = with_params(graph("sim_session").build(arguments), priorities)
-    specs = with_params(specs, {"policy_node": {"inference": given.inference}, "sim_node": {"publish_clock": False}})
+    specs = with_params(specs, {n: {"executor": given.executor} for n in ("policy_node", "guard_node")})
+    specs = with_params(specs, {"policy_node": {"inference": given.inference}})
     learner = run / "learner"
     with session(run, specs, cameras=not given.no_cameras, rt=priority == "rt") as (supervisor, listener, driver):
         wait(lambda: listener.running, supervisor, "an episode runs")
@@ -485,6 +486,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=25.0, help="of measurement, for each rate and class")
     parser.add_argument("--priority", nargs="+", choices=list(PRIORITIES), default=list(PRIORITIES))
     parser.add_argument("--inference", choices=("auto", "process", "thread"), default="auto", help="as policy_node's parameter")
+    parser.add_argument("--executor", choices=("single", "events"), default="single", help="of policy and guard")
     parser.add_argument("--inference-ms", type=float, default=30.0, help="0: two sampling steps")
     parser.add_argument("--episode-s", type=float, default=10.0)
     parser.add_argument("--no-learner", action="store_true")
@@ -495,6 +497,7 @@ def main() -> int:
     if given.publish_cameras:
         return publish_cameras()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that whoever ends us ends the graph, too
     with tempfile.TemporaryDirectory(prefix="robot_rl_rate_") as temporary:
         folder = (given.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -508,7 +511,7 @@ def main() -> int:
                 except TimeoutError as error:
                     tail = (folder / name / "log.txt").read_text().splitlines()[-15:]
                     found = {"command_hz": hz, "priority": priority, "error": str(error), "log": tail}
-                runs.append(found | {"inference": given.inference})
+                runs.append(found | {"inference": given.inference, "executor": given.executor})
                 draw(f"{hz:g} Hz, {priority}: |interval - period| at the guard's output", found.get("at_guard_output", {}))
     uname = os.uname()
     print(json.dumps({

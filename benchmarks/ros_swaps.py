@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -104,6 +105,8 @@ class Publisher:
         }
         m = self.channel.publish(moved, parent=self.versions, base_hash=self.spec.base_hash, stats_hash=self.spec.stats_hash)
         self.versions = m.version
+        if m.version % 50 == 0:
+            self.channel.prune(10)
         data = (self.channel.path(m.version) / MANIFEST).read_bytes()
         notice = WeightsNotice(
             "promoted", m.version, m.parent, self.channel.path(m.version).as_uri(), hashlib.sha256(data).hexdigest(), m.sha256, m.size,
@@ -168,6 +171,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder of the run and its log; default: a temporary one")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that whoever ends us ends the graph, too
     with tempfile.TemporaryDirectory(prefix="robot_rl_swaps_") as temporary:
         run = (given.keep or Path(temporary)).resolve()
         run.mkdir(parents=True, exist_ok=True)

@@ -175,12 +175,12 @@ class Cameras:
         size = tuple(camera["size"])
         try:
             if camera["type"].endswith("CompressedImage"):
-                picture = conversion.read_compressed(message, size)  # type: ignore[arg-type]
+                picture = conversion.read_compressed(message, size)
             elif (message.height, message.width) != size:
                 raise WireError(f"{message.height}x{message.width}, the robot description says {size}")
             else:
                 picture = conversion.read_image(message)
-            small = conversion.resized(picture, tuple(camera["resize"]))  # type: ignore[arg-type]
+            small = conversion.resized(picture, tuple(camera["resize"]))
         except (WireError, ValueError, OverflowError) as error:
             self._child.say("dropped", topic=topic, text=f"{topic}: message dropped: {error}")
             return

@@ -103,9 +103,12 @@ def test_decisions_are_those_of_a_thread_and_a_killed_process_comes_back(run):
         # A new version: verified there, taken when the control side says so, and then it acts.
         here.start_watching()
         publish(run, seed=2)
+        for host in (here, there):
+            until(lambda host=host: host.has(2) and host.offered is not None)
         publish(run, seed=3, torn=True)
         for host in (here, there):
-            until(lambda host=host: host.has(2) and host.refused == 1 and host.offered is not None)
+            until(lambda host=host: host.refused == 1)
+            assert "version 3" in host.last_error
             assert host.take()
             assert not host.take()
             assert (host.acting.version, host.swaps) == (2, 1)
