@@ -118,6 +118,12 @@ class _Shared:
 
     # ---- subscriptions
 
+    def unforeseen(self: Any, where: str, error: Exception) -> None:
+        """A message raised what no message should: it is dropped, and the traceback is logged. Nobody's message ends a node."""
+        self.dropped += 1
+        trace = "".join(traceback.format_exception(error))
+        self.log_sometimes(f"unforeseen {where}", f"{where}: message dropped: {error!r}\n{trace}")
+
     def listen(
         self: Any, message_type: type, topic: str, callback: Callable[[Any], None], profile: Any, **options: Any
     ) -> Subscription:
@@ -129,6 +135,8 @@ class _Shared:
             except (WireError, ValueError, OverflowError) as error:
                 self.dropped += 1
                 self.log_sometimes(f"drop {topic}", f"{topic}: message dropped: {error}")
+            except Exception as error:
+                self.unforeseen(topic, error)
 
         def incompatible(event: Any) -> None:
             policy = getattr(event.last_policy_kind, "name", event.last_policy_kind)
@@ -336,8 +344,9 @@ def run(factory: Callable[[], Any], argv: Sequence[str] | None = None, *, rt_pri
         while not stop.is_set() and rclpy.ok() and not getattr(node, "finished", False):
             try:
                 executor.spin_once(timeout_sec=0.1)
-            except rclpy._rclpy_pybind11.RCLError:
-                node.get_logger().error(f"rclpy raised out of spin\n{traceback.format_exc()}")
+            except rclpy._rclpy_pybind11.RCLError as error:  # a message that cannot be deserialized, for one
+                node.dropped += 1
+                node.log_sometimes("spin", f"rclpy raised out of spin: {error}\n{traceback.format_exc()}")
         code = int(getattr(node, "exit_code", 0))
     except ParameterError as error:
         print(f"{error}", file=sys.stderr, flush=True)

@@ -329,7 +329,7 @@ def _session(a: Arguments, *, sim: bool) -> list[NodeSpec]:
     robot = _Robot(a, a["namespace"], sim=sim, local=sim, run_dir=_need_run_dir(a))
     nodes = [robot.guard(), *robot.people(), *robot.rewards(), *robot.shipper(), robot.policy()]
     if sim:
-        nodes.append(robot.simulation())
+        nodes.append(robot.simulation(clock=robot.sim_time))
     if a["recipe"] and not a["learner_url"]:
         nodes.append(robot.learner([""], [robot.store]))
     return [*nodes, robot.monitor(nodes)]
@@ -340,7 +340,7 @@ def _teleop(a: Arguments) -> list[NodeSpec]:
     robot = _Robot(a, a["namespace"], sim=sim, local=sim, run_dir=_need_run_dir(a))
     nodes = [robot.guard(), *robot.people(), robot.policy(policy="none")]
     if sim:
-        nodes.append(robot.simulation())
+        nodes.append(robot.simulation(clock=robot.sim_time))
     return [*nodes, robot.monitor(nodes)]
 
 

@@ -29,6 +29,8 @@ from robot_rl.wire import TaskState
 
 LATE_S = 0.2
 LOCKSTEP_S = 3.0
+CONCEIVABLE = 1e3
+"""A controller takes no command of a kilometre or a thousand radians; a simulator would only diverge."""
 
 
 class SimNode(PlainNode):
@@ -110,9 +112,12 @@ class SimNode(PlainNode):
                 raise ValueError(f"channel {command.channel}: sim_node has no {command.kind}; use gripper_position")
             read = read_controller(command, self.robot)
 
-            def take(message: Any, channel: str = command.channel, read: Any = read) -> None:
+            def take(
+                message: Any, channel: str = command.channel, read: Any = read, command_kind: str = command.kind
+            ) -> None:
                 vector = read(message)
-                if not np.isfinite(vector).all():
+                turned = command_kind == "pose" and abs(float(np.linalg.norm(vector[3:])) - 1.0) > 1e-2
+                if not np.isfinite(vector).all() or turned or np.abs(vector).max(initial=0.0) > CONCEIVABLE:
                     self._ignored += 1
                     return
                 delay = self.parameters["command_latency_s"]
