@@ -31,12 +31,13 @@ from robot_rl.ros import qos
 from robot_rl.ros.conversion import statuses_message
 from robot_rl.ros.names import DIAGNOSTICS, NodeTable
 from robot_rl.ros.parameters import ParameterError, Parameters
-from robot_rl.wire.codec import Status, WireError
+from robot_rl.wire.codec import Status, WireError, WireSchemaError
 
 EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 EXIT_STUCK = 70
 TEARDOWN_S = 10.0
 OK, WARN, ERROR, STALE = 0, 1, 2, 3
+SCHEMA_STANDS_S = 10.0
 T = TypeVar("T")
 
 Check = Callable[[], tuple[int, str, dict[str, Any]]]
@@ -55,6 +56,7 @@ class _Shared:
         self._checks: dict[str, Check] = {}
         self._standing: dict[str, str] = {}
         self._last_logged: dict[str, float] = {}
+        self._other_schema: dict[str, float] = {}  # topic, and when a peer of another schema was last heard there
         self.dropped = 0
         self._diagnostics = self.create_publisher(DiagnosticArray, DIAGNOSTICS, qos.DIAG)
         self._diagnostics_timer: Any = None
@@ -104,6 +106,10 @@ class _Shared:
     def publish_diagnostics(self: Any) -> None:
         name = self.get_fully_qualified_name()
         statuses = []
+        for topic, at in list(self._other_schema.items()):
+            if time.monotonic() - at > SCHEMA_STANDS_S:
+                del self._other_schema[topic]
+                self.report_problem(f"schema {topic}", None)
         problem = "; ".join(self._standing.values())
         values = {"dropped_messages": self.dropped}
         statuses.append(_status(f"{name}: node", ERROR if problem else OK, problem or "ok", values, self.robot_id))
@@ -135,6 +141,9 @@ class _Shared:
             except (WireError, ValueError, OverflowError) as error:
                 self.dropped += 1
                 self.log_sometimes(f"drop {topic}", f"{topic}: message dropped: {error}")
+                if isinstance(error, WireSchemaError):
+                    self._other_schema[topic] = time.monotonic()
+                    self.report_problem(f"schema {topic}", f"{topic}: {error}")
             except Exception as error:
                 self.unforeseen(topic, error)
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class GuardNode(PlainNode):
         self._tick_late: deque[float] = deque(maxlen=500)
         self._last_tick = self._alive = time.monotonic()
         self._deaf_until = 0.0
+        self._measured_stamps: dict[str, int] = {}
         self._clock_gap: int | None = None
         self._clock_seen = (0, time.monotonic())
         self._subscribe()
@@ -160,7 +162,7 @@ class GuardNode(PlainNode):
         self.listen(Bool, names.ESTOP, self._on_estop_topic, qos.STATE)
         feedback = self.robot.feedback
         for topic in self.robot.joint_topics:
-            self.listen(JointState, topic, self._on_joints, qos.SENSOR)
+            self.listen(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
         if feedback.tool_pose:
             self.listen(PoseStamped, feedback.tool_pose, self._on_pose, qos.SENSOR)
         if feedback.wrench and self.robot.limits.wrench is not None:
@@ -182,19 +184,25 @@ class GuardNode(PlainNode):
 
         self.listen(hop.type, topic, take, profile)
 
+    def _news(self, topic: str, message: Any) -> bool:
+        """False for a driver that says the same again: a stamp that stands still is no fresh measurement. 0: it does not stamp."""
+        stamp = conversion.from_stamp(message.header.stamp)
+        before, self._measured_stamps[topic] = self._measured_stamps.get(topic), stamp
+        return stamp == 0 or stamp != before
+
     def _on_heartbeat(self, message: Header) -> None:
         if self._awake():
             self._send(self.guard.on_heartbeat(message.frame_id, self.clock_ns()))
 
-    def _on_joints(self, message: JointState) -> None:
-        if self._awake():
+    def _on_joints(self, topic: str, message: JointState) -> None:
+        if self._awake() and self._news(topic, message):
             self.guard.on_joint_states(dict(zip(message.name, message.position, strict=True)), self.clock_ns())
 
     def _on_pose(self, message: PoseStamped) -> None:
         frame = message.header.frame_id
         if frame and frame != self.robot.frames.base:
             raise WireError(f"frame {frame!r}; the robot description says {self.robot.frames.base!r}")
-        if self._awake():
+        if self._awake() and self._news("tool_pose", message):
             self.guard.on_tool_pose(conversion.pose_vector(message), self.clock_ns())
 
     def _on_wrench(self, message: WrenchStamped) -> None:

@@ -29,6 +29,7 @@ class NetworkPair:
 
     def __init__(self) -> None:
         self._holders: list[subprocess.Popen[bytes]] = []
+        self._holed = [False, False]
         try:
             for _ in range(2):
                 self._holders.append(subprocess.Popen(["unshare", "-n", "sleep", "infinity"], stdin=subprocess.DEVNULL))
@@ -42,8 +43,6 @@ class NetworkPair:
                 for name in ("lo", device):
                     _run(*prefix, "ip", "link", "set", name, "up")
                 _run(*prefix, "ip", "route", "add", "224.0.0.0/4", "dev", device)
-            _run(*self.robot, "tc", "qdisc", "add", "dev", "va", "root", "netem", "loss", "0%")
-            _run(*self.learner, "tc", "qdisc", "add", "dev", "vb", "root", "netem", "loss", "0%")
         except (OSError, subprocess.CalledProcessError) as error:
             self.close()
             raise OSError(f"no network namespaces here: {getattr(error, 'stderr', '') or error}") from error
@@ -59,10 +58,11 @@ class NetworkPair:
             os.close(fd)
 
     def cut(self, direction: str) -> None:
-        """Drop everything ``out`` of the robot, ``in`` to it, or ``both``."""
-        for prefix, device, ways in ((self.robot, "va", ("out", "both")), (self.learner, "vb", ("in", "both"))):
-            loss = "100%" if direction in ways else "0%"
-            _run(*prefix, "tc", "qdisc", "change", "dev", device, "root", "netem", "loss", loss)
+        """Drop everything ``out`` of the robot, ``in`` to it, or ``both``: what leaves a namespace falls into a black hole."""
+        for i, (prefix, ways) in enumerate(((self.robot, ("out", "both")), (self.learner, ("in", "both")))):
+            if (wanted := direction in ways) != self._holed[i]:
+                _run(*prefix, "ip", "rule", "add" if wanted else "del", "pref", "1", "blackhole")
+                self._holed[i] = wanted
 
     def heal(self) -> None:
         self.cut("none")
