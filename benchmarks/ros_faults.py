@@ -61,8 +61,8 @@ def summary(fault: Any, runs: list[Any], above: int, lost: list[str], checked: i
 class Harness:
     """Faults one after the other, one session for as many of them as it survives."""
 
-    def __init__(self, folder: Path, seed: int, verbose: bool) -> None:
-        self.folder, self.seed, self.verbose = folder, seed, verbose
+    def __init__(self, folder: Path, seed: int, verbose: bool, rate: float) -> None:
+        self.folder, self.seed, self.verbose, self.rate = folder, seed, verbose, rate
         self.sessions = 0
         self.runs: dict[int, list[Any]] = defaultdict(list)
         self.above: dict[int, list[str]] = defaultdict(list)
@@ -79,7 +79,7 @@ class Harness:
         failures = 0
         while left and failures < 5:
             self.sessions += 1
-            bench = Bench(self.folder / f"{self.sessions}_{kind}", kind, self.seed + self.sessions)
+            bench = Bench(self.folder / f"{self.sessions}_{kind}", kind, self.seed + self.sessions, rate=self.rate)
             began = False
             try:
                 bench.start()
@@ -143,6 +143,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="for sessions; a temporary one by default")
     parser.add_argument("--verbose", action="store_true", help="print what the nodes said around a failure")
+    parser.add_argument("--rate", type=float, default=1.0, help="below 1: slow motion on a busy machine; shows what happens, measures nothing")
     given = parser.parse_args()
 
     from fault_net import own_mounts
@@ -155,7 +156,7 @@ def main() -> int:
         parser.error(f"--faults {unknown}: accepted are {', '.join(map(str, FAULTS))}")
     began, load = time.monotonic(), os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="ros_faults_") as temporary:
-        harness = Harness(given.folder or Path(temporary), given.seed, given.verbose)
+        harness = Harness(given.folder or Path(temporary), given.seed, given.verbose, given.rate)
         for kind in KINDS:
             work = []
             for number in numbers:
@@ -175,7 +176,7 @@ def main() -> int:
             found["not_injected"] = harness.skipped[number]
         results.append(found)
     print(json.dumps({
-        "times": given.times, "seed": given.seed, "minutes": round((time.monotonic() - began) / 60, 1), "sessions": harness.sessions,
+        "times": given.times, "seed": given.seed, "rate": given.rate, "minutes": round((time.monotonic() - began) / 60, 1), "sessions": harness.sessions,
         "cores": os.cpu_count(), "load_before": load[0], "load_after": os.getloadavg()[0], "kernel": platform.release(),
         "own_mounts": mounts or "yes", "faults": results,
     }))  # fmt: skip

@@ -27,7 +27,7 @@ from robot_rl.ros import starting
 from robot_rl.ros.graph import NodeSpec, graph
 from robot_rl.ros.starting import Supervisor
 
-START_S, RECOVER_S = 240.0, 120.0
+START_S, RECOVER_S = 400.0, 120.0
 RECIPE = """
 extends: {quickstart}
 demos: {{prefill: false}}
@@ -132,14 +132,15 @@ class Processes(Supervisor):
 
 
 class Bench:
-    """One session. ``kind``: ``main``, ``camera``, ``two`` (robot and learner on two machines), ``wall`` (its wall clock can be
+    """One session. ``rate`` below 1: slow motion, all nodes live by ``/clock``, and times are simulated ones. ``kind``: ``main``, ``camera``, ``two`` (robot and learner on two machines), ``wall`` (its wall clock can be
     moved), ``simtime`` (it lives by ``/clock``).
 
     Attributes:
         weaker: what this machine does not allow, by name.
     """
 
-    def __init__(self, folder: Path, kind: str, seed: int, *, episode_s: float = 8.0) -> None:
+    def __init__(self, folder: Path, kind: str, seed: int, *, episode_s: float = 8.0, rate: float = 1.0) -> None:
+        self.rate = rate
         self.folder, self.kind, self.rng = folder, kind, random.Random(seed)
         self.episode_s = episode_s
         self.weaker: dict[str, str] = {}
@@ -173,7 +174,8 @@ class Bench:
         given = {
             "policy": str(self.policy), "run_dir": str(self.run), "recipe": str(recipe), "operator": "joy", "gate": "false",
             "http_port": "0", "params_file": str(self.folder / "parameters.yaml"), "max_episode_s": f"{self.episode_s:g}",
-            "use_sim_time": "true" if self.kind == "simtime" else "false", "realtime_factor": "1", "swap_at": "chunk",
+            "use_sim_time": "true" if self.kind == "simtime" or self.rate < 1.0 else "false", "realtime_factor": f"{self.rate:g}",
+            "swap_at": "chunk",
         }  # fmt: skip
         specs = self._two(given, env) if self.kind == "two" else self._one(given, env)
         self.supervisor = Processes(specs, self._say, env, self._prefix)
@@ -185,7 +187,8 @@ class Bench:
         os.environ |= {k: v for k, v in env.items() if k.startswith(("FASTDDS", "ROS_"))}
         if self.network is not None:
             self.network.enter()
-        self.watch = Watch(self.robot, sender_clock=self.kind not in ("wall", "simtime"))
+        stamps = self.kind != "simtime" and self.rate == 1.0
+        self.watch = Watch(self.robot, sender_clock=self.kind != "wall", wall_stamps=stamps and self.kind != "wall", rate=self.rate)
         self.stack.callback(self.watch.close)
         self.supervisor.start()
         if self.watch.until(self.watch.moving, START_S) is None:
@@ -278,15 +281,15 @@ class Bench:
 
     def await_motion(self) -> None:
         """Return at a random instant of an episode in motion. Raises RuntimeError when there is none any more."""
-        end = time.monotonic() + RECOVER_S
+        end = time.monotonic() + RECOVER_S / self.rate
         while time.monotonic() < end:
             if self.watch.until(self.watch.moving, 5.0) is None:
                 continue
-            time.sleep(self.rng.uniform(0.1, 0.5 * self.episode_s))
+            time.sleep(self.rng.uniform(0.1, 0.5 * self.episode_s) / self.rate)
             began = next((s.sent_ns for s in reversed(self.watch.episodes) if s.value.state == "running"), 0)
             same = [s for s in self.watch.episodes if s.value.episode_id == self.watch.episodes[-1].value.episode_id]
             began = min((s.received_ns for s in same), default=began)
-            if self.watch.moving() and (time.time_ns() - began) / 1e9 < 0.8 * self.episode_s:
+            if self.watch.moving() and (time.time_ns() - began) / 1e9 < 0.8 * self.episode_s / self.rate:
                 return
         raise RuntimeError("the robot does not move any more")
 
@@ -299,7 +302,7 @@ class Bench:
             return self.watch.moving() and episode is not None and (not new_episode or episode.episode_id not in before)
 
         began = time.monotonic()
-        if self.watch.until(on, RECOVER_S) is None:
+        if self.watch.until(on, RECOVER_S / self.rate) is None:
             run.person = True
             run.problems.append(f"the session did not go on by itself within {RECOVER_S:.0f} s")
         else:
@@ -314,7 +317,7 @@ class Bench:
         time.sleep(0.3)
         again = self.watch.first_guard(found.sent_ns, "ok", "clamp")
         self._still(run, since_ns, None if again is None else again.sent_ns - 1, bar_ms)
-        run.figures["guard_hold_ms"] = round((found.sent_ns - since_ns) / 1e6, 1)
+        run.figures["guard_hold_ms"] = round((found.sent_ns - since_ns) / 1e6 * self.rate, 1)
 
     def still(self, run: Run, since_ns: int, until_ns: int | None, bar_ms: float) -> None:
         """Nothing moves any more ``bar_ms`` after the injection, until the given time."""
@@ -322,7 +325,7 @@ class Bench:
 
     def _still(self, run: Run, since_ns: int, until_ns: int | None, bar_ms: float) -> None:
         moves = self.watch.moves(since_ns, until_ns)
-        run.hold_ms = round((moves[-1].sent_ns - since_ns) / 1e6, 1) if moves else 0.0
+        run.hold_ms = round((moves[-1].sent_ns - since_ns) / 1e6 * self.rate, 1) if moves else 0.0
         run.bar_ms = bar_ms
         run.check(run.hold_ms <= bar_ms, f"moved until {run.hold_ms:.0f} ms after the injection; accepted are {bar_ms:.0f} ms")
 

@@ -65,10 +65,14 @@ class Watch:
 
     Args:
         sender_clock: the senders' clock is ours; otherwise times are those of reception here.
+        wall_stamps: header stamps are wall time of this clock, so that old ones are seen as such.
+        rate: simulated seconds a second.
     """
 
-    def __init__(self, robot: str, namespace: str = "", *, sender_clock: bool = True) -> None:
-        self.sender_clock = sender_clock
+    def __init__(
+        self, robot: str, namespace: str = "", *, sender_clock: bool = True, wall_stamps: bool = True, rate: float = 1.0
+    ) -> None:
+        self.sender_clock, self.wall_stamps, self.rate = sender_clock, wall_stamps, rate
         self.robot: RobotDescription = load_robot(robot)
         self.prefix = f"/{namespace}".rstrip("/")
         self.context = rclpy.Context()
@@ -209,7 +213,7 @@ class Watch:
         episode = self.episode()
         return (
             episode is not None and episode.state == "running" and self.level() in ("ok", "clamp")
-            and len(self.moves(now - 500_000_000)) >= 3
+            and len(self.moves(now - int(500_000_000 / self.rate))) >= 3
         )  # fmt: skip
 
     def longest_gap_s(self, since_ns: int, until_ns: int) -> float:
@@ -220,7 +224,7 @@ class Watch:
     def replayed(self, since_ns: int) -> int:
         """Commands at the first controller that answer a command of long ago."""
         return sum(
-            self.sender_clock and s.sent_ns > since_ns and s.stamp_ns > 0 and s.sent_ns - s.stamp_ns > OLD_NS
+            self.wall_stamps and s.sent_ns > since_ns and s.stamp_ns > 0 and s.sent_ns - s.stamp_ns > OLD_NS
             for s in list(self.arm)
         )
 
@@ -264,7 +268,7 @@ class Watch:
             outside = float(np.max(np.maximum(np.array(box.min) - v[:3], v[:3] - np.array(box.max))))
             if outside > 1e-3 and (before is None or _distance(before.value, v) > 1e-6):
                 return f"{outside * 1e3:.1f} mm outside the workspace"
-        if before is None or now.sent_ns - before.sent_ns > REST_S * 1e9:  # a start: from where the robot stands
+        if before is None or now.sent_ns - before.sent_ns > REST_S * 1e9 / self.rate:  # a start: from where the robot stands
             near = [m for m in self.measured[-100_000:] if abs(m.sent_ns - now.sent_ns) < 200_000_000]
             if near and min(_distance(m.value, v) for m in near) > jump.linear + far + 1e-6:
                 return f"starts {min(_distance(m.value, v) for m in near) * 1e3:.0f} mm from where the tool is"

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -84,7 +85,7 @@ def _policy_stopped(b: Bench, run: Run, t0: int) -> None:
     run.check(over is not None, "the policy did not end the episode")
     end = time.time_ns() if over is None else over.sent_ns
     last = max((s.sent_ns for s in list(b.watch.actions) if t0 < s.sent_ns <= end), default=t0)
-    run.figures["policy_stopped_ms"] = round((last - t0) / 1e6, 1)
+    run.figures["policy_stopped_ms"] = round((last - t0) / 1e6 * b.rate, 1)
     run.check(
         run.figures["policy_stopped_ms"] <= HOLD_MS, f"the policy sent until {run.figures['policy_stopped_ms']} ms after it"
     )
@@ -261,7 +262,8 @@ def _acting(b: Bench) -> tuple[int, int]:
     return int(numbers[0] or 0), int(numbers[1] or 0)
 
 
-def _head(b: Bench, seed: int) -> tuple[dict[str, Any], Any]:
+def head(policy: Path, recipe: Path, seed: int) -> tuple[dict[str, Any], Any]:
+    """(tensors of a head that is a little another one for each seed, the base policy)."""
     import torch
 
     from robot_rl.config import load
@@ -269,14 +271,19 @@ def _head(b: Bench, seed: int) -> tuple[dict[str, Any], Any]:
     from robot_rl.training.build import build_head
     from robot_rl.training.config import PostTrainConfig
 
-    base = load_policy(b.policy)
-    config = load(PostTrainConfig, b.folder / "recipe.yaml")
-    head = build_head(base, config.head, seed, config.learner)
+    base = load_policy(policy)
+    config = load(PostTrainConfig, recipe)
+    made = build_head(base, config.head, seed, config.learner)
     generator = torch.Generator().manual_seed(seed)
-    return {
-        k: v + 0.02 * torch.randn(v.shape, generator=generator) if v.is_floating_point() else v
-        for k, v in head.state_dict().items()
-    }, base
+
+    def near(v: Any) -> Any:
+        return v + 0.02 * torch.randn(v.shape, generator=generator) if v.is_floating_point() else v
+
+    return {k: near(v) for k, v in made.state_dict().items()}, base
+
+
+def _head(b: Bench, seed: int) -> tuple[dict[str, Any], Any]:
+    return head(b.policy, b.folder / "recipe.yaml", seed)
 
 
 def publish_raw(channel: WeightChannel, tensors: dict[str, Any], base: Any) -> int:
