@@ -143,7 +143,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="for sessions; a temporary one by default")
     parser.add_argument("--verbose", action="store_true", help="print what the nodes said around a failure")
-    parser.add_argument("--rate", type=float, default=1.0, help="below 1: slow motion on a busy machine; shows what happens, measures nothing")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="below 1: slow motion on a busy machine; shows what happens, measures nothing"
+    )
     given = parser.parse_args()
 
     from fault_net import own_mounts

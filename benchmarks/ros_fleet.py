@@ -96,7 +96,7 @@ class Fleet:
 
     def publish(self, seed: int) -> int:
         """A version of the head, slightly another one each time."""
-        from faults import head
+        from fault_data import head
 
         from robot_rl.runtime.weights import WeightChannel
 
@@ -137,13 +137,17 @@ def measure(folder: Path, robots: int, seconds: float, versions: int, episode_s:
             after = fleet.acting_after(version, published)
             delays += [d for d in after.values() if d is not None]
             missing += sum(d is None for d in after.values())
-            print(f"{robots} robots, version {version} ({published - began:.2f} s to write): acts after {after}", file=sys.stderr)
+            print(
+                f"{robots} robots, version {version} ({published - began:.2f} s to write): acts after {after}", file=sys.stderr
+            )
             time.sleep(1.0)
         before, cpu, since = fleet.episodes(), busy(), time.monotonic()
         time.sleep(seconds)
         took, now = time.monotonic() - since, busy()
         done = fleet.episodes() - before
-        gaps = {n: round(w.longest_gap_s(time.time_ns() - int(seconds * 1e9), time.time_ns()), 3) for n, w in fleet.watches.items()}
+        gaps = {
+            n: round(w.longest_gap_s(time.time_ns() - int(seconds * 1e9), time.time_ns()), 3) for n, w in fleet.watches.items()
+        }
         restarts = {n: p.restarts for n, p in fleet.supervisor.processes.items() if p.restarts}
         above = sum(len(w.check_limits().wrong) for w in fleet.watches.values())
     return {

@@ -178,6 +178,8 @@ class Bench:
             "swap_at": "chunk",
         }  # fmt: skip
         specs = self._two(given, env) if self.kind == "two" else self._one(given, env)
+        if self.rate < 1.0:  # nothing is measured: no need to take a busy machine's processors by force
+            specs = [s if s.executable == "shipper" else replace(s, params={**s.params, "rt_priority": 0}) for s in specs]
         self.supervisor = Processes(specs, self._say, env, self._prefix)
         self.stack.callback(self.supervisor.stop)
         self.stack.enter_context(own_domain())
@@ -188,7 +190,9 @@ class Bench:
         if self.network is not None:
             self.network.enter()
         stamps = self.kind != "simtime" and self.rate == 1.0
-        self.watch = Watch(self.robot, sender_clock=self.kind != "wall", wall_stamps=stamps and self.kind != "wall", rate=self.rate)
+        self.watch = Watch(
+            self.robot, sender_clock=self.kind != "wall", wall_stamps=stamps and self.kind != "wall", rate=self.rate
+        )
         self.stack.callback(self.watch.close)
         self.supervisor.start()
         if self.watch.until(self.watch.moving, START_S) is None:
