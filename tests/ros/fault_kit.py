@@ -254,7 +254,10 @@ class Bench:
             self.weaker["disk"] = str(error)
 
     def _say(self, line: str) -> None:
-        self.lines.append(f"{time.strftime('%H:%M:%S')} {line}")
+        text = f"{time.strftime('%H:%M:%S')} {line}"
+        self.lines.append(text)
+        with open(self.folder / "session.log", "a") as log:
+            log.write(f"{text}\n")
 
     def close(self) -> None:
         for name in list(self.supervisor.processes) if hasattr(self, "supervisor") else []:
