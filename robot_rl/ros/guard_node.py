@@ -118,11 +118,16 @@ class GuardNode(PlainNode):
         if now != self._clock_seen[0]:
             self._clock_seen = now, steady
         elif steady - self._clock_seen[1] > CLOCK_SILENT_S and self.guard.level in ("ok", "clamp"):
-            self._lose_track("clock", f"no /clock for {CLOCK_SILENT_S:g} s")
+            self._send(self.guard.pause("clock", f"no /clock for {CLOCK_SILENT_S:g} s", self.clock_ns()))
 
     def _awake(self) -> bool:
-        """Whether what arrives now may be acted on; not right after this process did not run (stopped, or starved)."""
+        """Whether what arrives now may be acted on; not right after this process did not run (stopped, or starved).
+
+        In simulated time the jump of ``/clock`` and the ages say so, and a simulator that waits for us must not be left waiting.
+        """
         now = time.monotonic()
+        if self.sim_time:
+            return True
         gap, self._alive = now - self._alive, now
         if gap > STALL_S:
             self._deaf_until = now + DEAF_S

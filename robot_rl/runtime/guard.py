@@ -249,6 +249,10 @@ class Guard:
         """A fault found outside (a second publisher): hold, then disarm."""
         return self._stop(rule, why, now_ns) if self.armed else []
 
+    def pause(self, rule: str, why: str, now_ns: int) -> list[Sent]:
+        """Hold until the next good command; what is known stays known (simulated time stands still)."""
+        return self._hold(rule, why, now_ns, fault=False) if self._moving else []
+
     def lost_track(self, rule: str, why: str, now_ns: int) -> list[Sent]:
         """What was received belongs to another time (the clock jumped, or this process did not run for a while): hold, and go
         on from fresh state and fresh commands only."""
