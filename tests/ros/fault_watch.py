@@ -31,7 +31,7 @@ MOVED_M, MOVED_RAD = 2e-4, 2e-3
 """Less than this from one command to the next is standing still."""
 OLD_NS = 250_000_000
 """A command that reaches a controller with an older stamp is a replayed one."""
-REST_S = 0.3
+REST_S = 0.2
 MS = 1e-6
 
 
