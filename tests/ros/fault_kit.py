@@ -195,10 +195,10 @@ class Bench:
         )
         self.stack.callback(self.watch.close)
         self.supervisor.start()
-        if self.watch.until(self.watch.moving, START_S) is None:
+        if self.watch.until(self.watch.moving, START_S / self.rate) is None:
             text = "\n".join(self.lines[-60:])
             self.close()
-            raise RuntimeError(f"the session did not begin to move within {START_S:.0f} s\n{text}")
+            raise RuntimeError(f"the session did not begin to move within {START_S / self.rate:.0f} s\n{text}")
         return self
 
     def _one(self, given: dict[str, str], env: dict[str, str]) -> list[NodeSpec]:
