@@ -31,12 +31,13 @@ from robot_rl.ros.conversion import statuses_message
 from robot_rl.ros.names import DIAGNOSTICS, NodeTable
 from robot_rl.ros.parameters import ParameterError, Parameters
 from robot_rl.runtime import priority
-from robot_rl.wire.codec import Status, WireError
+from robot_rl.wire.codec import Status, WireError, WireSchemaError
 
 EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 EXIT_STUCK = 70
 TEARDOWN_S = 10.0
 OK, WARN, ERROR, STALE = 0, 1, 2, 3
+SCHEMA_STANDS_S = 10.0
 T = TypeVar("T")
 
 Check = Callable[[], tuple[int, str, dict[str, Any]]]
@@ -55,6 +56,7 @@ class _Shared:
         self._checks: dict[str, Check] = {}
         self._standing: dict[str, str] = {}
         self._last_logged: dict[str, float] = {}
+        self._other_schema: dict[str, float] = {}  # topic, and when a peer of another schema was last heard there
         self.dropped = 0
         self._diagnostics = self.create_publisher(DiagnosticArray, DIAGNOSTICS, qos.DIAG)
         self._diagnostics_timer: Any = None
@@ -104,6 +106,10 @@ class _Shared:
     def publish_diagnostics(self: Any) -> None:
         name = self.get_fully_qualified_name()
         statuses = []
+        for topic, at in list(self._other_schema.items()):
+            if time.monotonic() - at > SCHEMA_STANDS_S:
+                del self._other_schema[topic]
+                self.report_problem(f"schema {topic}", None)
         problem = "; ".join(self._standing.values())
         values = {"dropped_messages": self.dropped}
         statuses.append(_status(f"{name}: node", ERROR if problem else OK, problem or "ok", values, self.robot_id))
@@ -118,6 +124,12 @@ class _Shared:
 
     # ---- subscriptions
 
+    def unforeseen(self: Any, where: str, error: Exception) -> None:
+        """A message raised what no message should: it is dropped, and the traceback is logged. Nobody's message ends a node."""
+        self.dropped += 1
+        trace = "".join(traceback.format_exception(error))
+        self.log_sometimes(f"unforeseen {where}", f"{where}: message dropped: {error!r}\n{trace}")
+
     def listen(
         self: Any, message_type: type, topic: str, callback: Callable[[Any], None], profile: Any, **options: Any
     ) -> Subscription:
@@ -129,6 +141,11 @@ class _Shared:
             except (WireError, ValueError, OverflowError) as error:
                 self.dropped += 1
                 self.log_sometimes(f"drop {topic}", f"{topic}: message dropped: {error}")
+                if isinstance(error, WireSchemaError):
+                    self._other_schema[topic] = time.monotonic()
+                    self.report_problem(f"schema {topic}", f"{topic}: {error}")
+            except Exception as error:
+                self.unforeseen(topic, error)
 
         def incompatible(event: Any) -> None:
             policy = getattr(event.last_policy_kind, "name", event.last_policy_kind)
@@ -318,8 +335,9 @@ def run(factory: Callable[[], Any], argv: Sequence[str] | None = None, *, own_pr
         while not stop.is_set() and rclpy.ok() and not getattr(node, "finished", False):
             try:
                 executor.spin_once(timeout_sec=0.1)
-            except rclpy._rclpy_pybind11.RCLError:
-                node.get_logger().error(f"rclpy raised out of spin\n{traceback.format_exc()}")
+            except rclpy._rclpy_pybind11.RCLError as error:  # a message that cannot be deserialized, for one
+                node.dropped += 1
+                node.log_sometimes("spin", f"rclpy raised out of spin: {error}\n{traceback.format_exc()}")
         code = int(getattr(node, "exit_code", 0))
     except ParameterError as error:
         print(f"{error}", file=sys.stderr, flush=True)

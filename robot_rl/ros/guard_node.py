@@ -13,13 +13,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, WrenchStamped
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Header
 from std_srvs.srv import SetBool, Trigger
@@ -33,6 +35,10 @@ from robot_rl.runtime.guard import Guard, GuardConfig, RuleEvent, Sent
 from robot_rl.wire import EpisodeStatus, GuardEvent, GuardState, OperatorState, WireError
 
 GRAPH_CHECK_S = 0.5
+STALL_S, DEAF_S = 0.15, 0.10
+"""After this process did not run for so long, what arrives within ``DEAF_S`` is what was queued meanwhile: old, and not to be acted on."""
+CLOCKS_APART_NS = 100_000_000
+CLOCK_SILENT_S = 1.0
 
 
 class GuardNode(PlainNode):
@@ -63,7 +69,12 @@ class GuardNode(PlainNode):
         self._pending: dict[tuple[str, str], tuple[RuleEvent, int, int, int]] = {}
         self._latencies: deque[float] = deque(maxlen=500)
         self._tick_late: deque[float] = deque(maxlen=500)
-        self._last_tick = time.monotonic()
+        self._last_tick = self._alive = time.monotonic()
+        self._deaf_until = 0.0
+        self._measured_stamps: dict[str, int] = {}
+        self._asked, self._found = 0.0, list[str]()
+        self._clock_gap: int | None = None
+        self._clock_seen = (0, time.monotonic())
         self._subscribe()
         self.create_service(SetBool, "~/arm", self._on_arm)
         self.create_service(Trigger, "~/estop", self._on_estop_service)
@@ -72,6 +83,8 @@ class GuardNode(PlainNode):
         self.create_timer(1.0 / p["tick_hz"], self._tick, clock=steady)
         self.create_timer(0.1, self._publish_events, clock=steady)
         self.create_timer(GRAPH_CHECK_S, self._check_graph, clock=steady)
+        threshold = JumpThreshold(min_forward=Duration(seconds=1), min_backward=Duration(nanoseconds=-1), on_clock_change=False)
+        self._jump = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
         self.add_check("guard", self._check)
         self._announce()
         gc.collect()
@@ -81,7 +94,45 @@ class GuardNode(PlainNode):
 
     def clock_ns(self) -> int:
         """Ages run on the steady clock, or on simulated time where that is what the graph lives by."""
-        return self.now_ns() if self.get_parameter("use_sim_time").value else time.monotonic_ns()
+        return self.now_ns() if self.sim_time else time.monotonic_ns()
+
+    @property
+    def sim_time(self) -> bool:
+        return bool(self.get_parameter("use_sim_time").value)
+
+    def _on_clock_jump(self, jump: Any) -> None:
+        self._lose_track("clock_jump", "the clock jumped")
+
+    def _lose_track(self, rule: str, why: str) -> None:
+        self._send(self.guard.lost_track(rule, why, self.clock_ns()))
+
+    def _watch_clock(self) -> None:
+        """Wall time: ROS and steady clock part between two ticks. Simulated time: no ``/clock`` for a second."""
+        if not self.sim_time:
+            gap = self.now_ns() - time.monotonic_ns()
+            if self._clock_gap is not None and abs(gap - self._clock_gap) > CLOCKS_APART_NS:
+                self._on_clock_jump(None)
+            self._clock_gap = gap
+            return
+        now, steady = self.now_ns(), time.monotonic()
+        if now != self._clock_seen[0]:
+            self._clock_seen = now, steady
+        elif steady - self._clock_seen[1] > CLOCK_SILENT_S and self.guard.level in ("ok", "clamp"):
+            self._send(self.guard.pause("clock", f"no /clock for {CLOCK_SILENT_S:g} s", self.clock_ns()))
+
+    def _awake(self) -> bool:
+        """Whether what arrives now may be acted on; not right after this process did not run (stopped, or starved).
+
+        In simulated time the jump of ``/clock`` and the ages say so, and a simulator that waits for us must not be left waiting.
+        """
+        now = time.monotonic()
+        if self.sim_time:
+            return True
+        gap, self._alive = now - self._alive, now
+        if gap > STALL_S:
+            self._deaf_until = now + DEAF_S
+            self._lose_track("stalled", f"the guard did not run for {gap * 1e3:.0f} ms")
+        return now >= self._deaf_until
 
     def _state_file(self) -> Path:
         if given := self.parameters["state_file"]:
@@ -111,15 +162,13 @@ class GuardNode(PlainNode):
         for channel, hop in self._hops.items():
             self._listen_hop("policy", f"{names.ACTION}/{channel}", channel, hop, qos.COMMAND)
             self._listen_hop("operator", f"{names.OPERATOR_ACTION}/{channel}", channel, hop, qos.LATEST)
-        self.listen(
-            Header, names.HEARTBEAT, lambda m: self._send(self.guard.on_heartbeat(m.frame_id, self.clock_ns())), qos.LATEST
-        )
+        self.listen(Header, names.HEARTBEAT, self._on_heartbeat, qos.LATEST)
         self.listen(DiagnosticArray, names.OPERATOR_STATE, self._on_operator, qos.LATEST)
         self.listen(DiagnosticArray, names.EPISODE_STATUS, self._on_episode, qos.STATE)
         self.listen(Bool, names.ESTOP, self._on_estop_topic, qos.STATE)
         feedback = self.robot.feedback
         for topic in self.robot.joint_topics:
-            self.listen(JointState, topic, self._on_joints, qos.SENSOR)
+            self.listen(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
         if feedback.tool_pose:
             self.listen(PoseStamped, feedback.tool_pose, self._on_pose, qos.SENSOR)
         if feedback.wrench and self.robot.limits.wrench is not None:
@@ -127,6 +176,8 @@ class GuardNode(PlainNode):
 
     def _listen_hop(self, source: str, topic: str, channel: str, hop: Hop, profile: Any) -> None:
         def take(message: Any) -> None:
+            if not self._awake():
+                return
             now = self.clock_ns()
             try:
                 vector, stamp = hop.read(message)
@@ -139,21 +190,35 @@ class GuardNode(PlainNode):
 
         self.listen(hop.type, topic, take, profile)
 
-    def _on_joints(self, message: JointState) -> None:
-        self.guard.on_joint_states(dict(zip(message.name, message.position, strict=True)), self.clock_ns())
+    def _news(self, topic: str, message: Any) -> bool:
+        """False for a driver that says the same again: a stamp that stands still is no fresh measurement. 0: it does not stamp."""
+        stamp = conversion.from_stamp(message.header.stamp)
+        before, self._measured_stamps[topic] = self._measured_stamps.get(topic), stamp
+        return stamp == 0 or stamp != before
+
+    def _on_heartbeat(self, message: Header) -> None:
+        if self._awake():
+            self._send(self.guard.on_heartbeat(message.frame_id, self.clock_ns()))
+
+    def _on_joints(self, topic: str, message: JointState) -> None:
+        if self._awake() and self._news(topic, message):
+            self.guard.on_joint_states(dict(zip(message.name, message.position, strict=True)), self.clock_ns())
 
     def _on_pose(self, message: PoseStamped) -> None:
         frame = message.header.frame_id
         if frame and frame != self.robot.frames.base:
             raise WireError(f"frame {frame!r}; the robot description says {self.robot.frames.base!r}")
-        self.guard.on_tool_pose(conversion.pose_vector(message), self.clock_ns())
+        if self._awake() and self._news("tool_pose", message):
+            self.guard.on_tool_pose(conversion.pose_vector(message), self.clock_ns())
 
     def _on_wrench(self, message: WrenchStamped) -> None:
         self._send(self.guard.on_wrench(conversion.wrench_vector(message), self.clock_ns()))
 
     def _on_operator(self, message: DiagnosticArray) -> None:
-        for state in conversion.read_records(message, OperatorState):
-            self.guard.on_operator(state.engaged, state.deadman, self.clock_ns())
+        states = conversion.read_records(message, OperatorState)
+        if states and self._awake():  # one record a device: any of them may be the one that is held
+            held = any(s.engaged and s.deadman for s in states)
+            self.guard.on_operator(any(s.engaged for s in states), held, self.clock_ns())
 
     def _on_episode(self, message: DiagnosticArray) -> None:
         for status in conversion.read_records(message, EpisodeStatus):
@@ -184,6 +249,13 @@ class GuardNode(PlainNode):
             out.append("the topic estop is true")
         return out
 
+    def _recent_problems(self) -> list[str]:
+        """As of a tenth of a second ago at most: the graph is not asked at every tick."""
+        now = time.monotonic()
+        if now - self._asked > 0.1:
+            self._asked, self._found = now, self._problems()
+        return self._found
+
     def _on_arm(self, request: Any, response: Any) -> Any:
         now = self.clock_ns()
         if request.data:
@@ -211,16 +283,22 @@ class GuardNode(PlainNode):
         now = time.monotonic()
         self._tick_late.append(abs(now - self._last_tick - 1.0 / self.parameters["tick_hz"]) * 1e3)
         self._last_tick = now
+        self._awake()
+        self._watch_clock()
         scale = self.parameters["speed_scale"]
         if scale != self.guard.config.speed_scale and not self.guard.armed:
             self.guard.set_speed_scale(scale)
         self.guard.set_hold_to_stop(self.parameters["hold_to_stop_s"])
         try:
-            self._send(self.guard.tick(self.clock_ns()))
-        except Exception as error:  # our own fault: stop, and leave it to the supervisor to start a fresh guard
-            self._send(self.guard.stop("exception", repr(error), self.clock_ns()))
-            self._announce()
-            raise
+            self._send(self.guard.tick(self.clock_ns(), self._recent_problems))
+        except Exception as error:
+            self.unforeseen("tick", error)
+
+    def unforeseen(self, where: str, error: Exception) -> None:
+        """Our own fault: stop, and leave it to the supervisor to start a fresh guard."""
+        self._send(self.guard.stop("exception", f"{where}: {error!r}", self.clock_ns()))
+        self._announce()
+        raise error
 
     def _send(self, out: list[Sent]) -> None:
         for sent in out:

@@ -27,6 +27,8 @@ from robot_rl.wire import EpisodeStatus, StepReward, WeightsNotice
 LOOK_S = 0.25
 RECONCILE_S = 1.0
 ADOPT_S = 2.0
+MAX_ORPHANS = 10_000
+GIVEN_UP_S = 60.0
 
 
 class LearnerNode(ManagedNode):
@@ -51,7 +53,7 @@ class LearnerNode(ManagedNode):
         self._checkpoints = 0
         self._notice: tuple[Any, ...] = ()
         self._orphans: dict[str, tuple[float, Any]] = {}
-        self._told: dict[str, EpisodeStatus] = {}
+        self._gave_up_at: float | None = None
         self.add_check("learner", self._check_learner)
         self.add_check("gate", self._check_gate)
         self.add_check("endpoint", self._check_endpoint)
@@ -66,7 +68,6 @@ class LearnerNode(ManagedNode):
         from robot_rl.runtime.transfer import WeightServer, read_token
         from robot_rl.runtime.weights import WeightChannel
         from robot_rl.training.config import PostTrainConfig
-        from robot_rl.training.learner_process import LearnerProcess
         from robot_rl.training.run_folder import RunFolder
 
         p = self.parameters
@@ -101,8 +102,7 @@ class LearnerNode(ManagedNode):
         self._learner_config = config
         self._paused = False
         self._write_control(paused=True)
-        self.process = LearnerProcess(self.folder, config.learner_process, _Log(self), self.stores, p["nice"])
-        self.process.start()
+        self._start_learner()
         for robot in p["robots"] or ("",):
             prefix = f"{robot.strip('/')}/" if robot else ""
             # Absolute where a robot lives in a namespace of its own: the learner's namespace is not above it.
@@ -147,10 +147,41 @@ class LearnerNode(ManagedNode):
         self._controlled = (p["publish_period_s"], p["checkpoint_period_s"], p["update_ratio"])
 
     def _look(self) -> None:
+        """Watch the learner, tell who acts. A disk that is full or away is named, and asked again at the next look."""
+        from robot_rl.replay.errors import StoreError
+
         if self.process is None:
             return
+        try:
+            self._work_on()
+        except (OSError, StoreError) as error:
+            self.report_problem("disk", f"run folder or stores cannot be used: {error}")
+        else:
+            self.report_problem("disk", None)
+
+    def _start_learner(self) -> None:
+        from robot_rl.training.learner_process import LearnerProcess
+
+        self.process = LearnerProcess(
+            self.folder, self._learner_config.learner_process, _Log(self), self.stores, self.parameters["nice"]
+        )
+        self.process.start()
+
+    def _try_again(self) -> None:
+        """A learner that was given up is tried again once a minute: what it died of may be over (a full disk)."""
+        now = time.monotonic()
+        if not self.process.given_up:
+            self._gave_up_at = None
+        elif self._gave_up_at is None:
+            self._gave_up_at = now
+        elif now - self._gave_up_at > GIVEN_UP_S:
+            self._gave_up_at = None
+            self._start_learner()
+
+    def _work_on(self) -> None:
         p = self.parameters
         self.process.look()
+        self._try_again()
         if self._controlled != (p["publish_period_s"], p["checkpoint_period_s"], p["update_ratio"]):
             self._write_control()
         self.inbox.min_free_bytes = int(p["min_free_gb"] * 1e9)
@@ -176,10 +207,10 @@ class LearnerNode(ManagedNode):
         if standing.candidate:
             records.append(self._record("candidate", standing.candidate, standing.state or "candidate", standing.share))
         known = [r for r in records if r is not None]
-        self._notice = key
         self._keep(standing)
         if known:
             self._weights.publish(records_message(known, self.now_ns(), hardware_id=self.robot_id))
+        self._notice = key
 
     def _record(self, which: str, version: int, gate: str, share: float | None) -> WeightsNotice | None:
         from robot_rl.runtime.weights import MANIFEST, VerificationError
@@ -248,14 +279,13 @@ class LearnerNode(ManagedNode):
 
     def _on_status(self, message: DiagnosticArray) -> None:
         for status in read_records(message, EpisodeStatus):
-            self._told[status.store_uri or ""] = status
             if status.state == "committed":
                 self._reconciled = -1e9
 
     def _on_rewards(self, message: DiagnosticArray) -> None:
         """Events nobody has written down: the policy node does, and this node if that one is away."""
         for reward in read_records(message, StepReward):
-            if not reward.recorded:
+            if not reward.recorded and len(self._orphans) < MAX_ORPHANS:
                 self._orphans[reward.event_id] = (time.monotonic(), reward)
 
     def _adopt_orphans(self, now: float) -> None:

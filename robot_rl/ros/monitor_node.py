@@ -26,6 +26,9 @@ from robot_rl.wire.codec import Status
 
 STEP_S = 0.1
 PROBE_S = 1.0
+PROBE_AGAIN_S = 2.0
+"""DDS believes in a killed process for up to 20 s, and requests to it are lost: what is not answered is asked again."""
+MAX_STATUSES_KEPT, MAX_EPISODES_KEPT = 4096, 100_000
 RESTART_WINDOW_S = 60.0
 LEVELS = {OK: "ok", WARN: "warning", ERROR: "error", STALE: "stale"}
 
@@ -38,6 +41,8 @@ class Managed:
     state: str = "unknown"
     wanted: str = "active"  # active, unconfigured
     future: Any = None
+    probes: list[Any] = field(default_factory=list)  # get_state, asked again while the answer is awaited
+    probed: float = 0.0
     asked: float = 0.0
     what: str = ""
     since: float = 0.0
@@ -138,26 +143,38 @@ class MonitorNode(PlainNode):
                 m.state = "gone"
             m.since = now
             return
-        m.future, m.what, m.asked = get.call_async(GetState.Request()), "get_state", now
+        m.future, m.what, m.asked, m.probed = get.call_async(GetState.Request()), "get_state", now, now
 
     def _change(self, m: Managed, transition: int, what: str, now: float) -> None:
         _, change = self._lifecycle[m.name]
         if change.service_is_ready():
             request = ChangeState.Request(transition=Transition(id=transition))
-            m.future, m.what, m.asked = change.call_async(request), what, now
+            m.future, m.what, m.asked, m.probed = change.call_async(request), what, now, now
             self.get_logger().info(f"{what} {m.name}")
 
     def _read_answer(self, m: Managed, now: float) -> None:
         if m.future is None:
             return
         limit = self.parameters["configure_timeout_s"] + 5.0
+        get, change = self._lifecycle[m.name]
         if not m.future.done():
-            get, _ = self._lifecycle[m.name]
-            if now - m.asked > limit or (m.what == "get_state" and now - m.asked > limit) or not get.service_is_ready():
-                self._lifecycle[m.name][m.what != "get_state"].remove_pending_request(m.future)
-                m.future, m.state, m.since = None, "unknown", now
-                if now - m.asked > limit:
-                    self.report_problem(m.name, f"{m.name} has not answered {m.what} for {limit:.0f} s")
+            # Transitions block a node's executor, so one that answers a later question has lost the earlier request.
+            found = next((p for p in m.probes if p.done()), None)
+            if found is not None or now - m.asked > limit or not get.service_is_ready():
+                (get if m.what == "get_state" else change).remove_pending_request(m.future)
+                m.future, m.state, m.since = found, "unknown", now
+                m.what = "get_state"
+                if found is None and now - m.asked > limit:
+                    self.report_problem(m.name, f"{m.name} has not answered for {limit:.0f} s")
+            elif now - m.probed > PROBE_AGAIN_S:
+                m.probes.append(get.call_async(GetState.Request()))
+                m.probed = now
+        if m.future is None or m.future.done():
+            for probe in m.probes:
+                if probe is not m.future:
+                    get.remove_pending_request(probe)
+            m.probes.clear()
+        if m.future is None or not m.future.done():
             return
         answer, what, m.future = m.future.result(), m.what, None
         if what == "get_state":
@@ -182,6 +199,8 @@ class MonitorNode(PlainNode):
         now = time.monotonic()
         for raw in message.status:
             status = read_status(raw)
+            if status.name not in self._statuses and len(self._statuses) >= MAX_STATUSES_KEPT:
+                self._statuses.pop(min(self._statuses, key=lambda n: self._statuses[n][0]))
             self._statuses[status.name] = (now, status, raw.level[0] if isinstance(raw.level, bytes) else int(raw.level))
 
     def _on_episode(self, message: DiagnosticArray) -> None:
@@ -189,6 +208,8 @@ class MonitorNode(PlainNode):
             self._episode = status
             if status.state == "committed":
                 self._episodes[status.episode_id] = {"success": True, "failure": False}.get(status.outcome or "")
+                if len(self._episodes) > MAX_EPISODES_KEPT:
+                    self._episodes.pop(next(iter(self._episodes)))
 
     def _on_weights(self, message: DiagnosticArray) -> None:
         for notice in read_records(message, WeightsNotice):

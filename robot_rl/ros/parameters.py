@@ -183,7 +183,7 @@ SIM_PARAMETERS = (
     ),
     Parameter("lockstep", False, "with realtime_factor 0: physics waits for each command", FIXED),
     Parameter("command_latency_s", 0.0, "delay of every command", RUN_TIME, (0.0, 0.2)),
-    Parameter("fault", "", "a fault to play, e.g. freeze:front, stop:joint_states, delay:joint_states:0.5", RUN_TIME),
+    Parameter("fault", "", "a fault to play, several with commas: stop:joint_states, stale:tool_pose, freeze:front", RUN_TIME),
 )
 
 

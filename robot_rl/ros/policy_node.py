@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from robot_rl.ros.session import Session
 
 AUTO_PAUSE_S = 0.3
+RESET_S = 10.0
 CLOCKS_APART_NS = 100_000_000
 
 
@@ -62,6 +63,7 @@ class PolicyNode(ManagedNode):
         self._clock_gap: int | None = None
         self._auto_at = 0.0
         self._resetting: Any = None
+        self._reset_asked = 0.0
         self._reset_client: Any = None
         for name, kind, callback in (
             ("start_episode", Trigger, self._on_start), ("cancel_episode", Trigger, self._on_cancel),
@@ -295,9 +297,12 @@ class PolicyNode(ManagedNode):
                 self.log_sometimes("reset", f"waiting for {service}", 10.0)
                 return
             session.recording.say(state="resetting")
-            self._resetting = self._reset_client.call_async(Trigger.Request())
+            self._resetting, self._reset_asked = self._reset_client.call_async(Trigger.Request()), now
             return
         if service and not self._resetting.done():
+            if now - self._reset_asked > RESET_S:  # DDS believes in a killed server for a while: the request is lost
+                self._reset_client.remove_pending_request(self._resetting)
+                self._resetting = None
             return
         if service and not self._resetting.result().success:
             self.log_sometimes("reset", f"{service}: {self._resetting.result().message}")

@@ -12,10 +12,51 @@ from queue import Queue
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.replay.ulid import new_ulid
 from robot_rl.replay.writer import EpisodeWriter
-from robot_rl.types import ActionSpec, EpisodeMeta, FeatureSpec, RewardEvent, Stratum
+from robot_rl.types import ActionSpec, Decision, Episode, EpisodeMeta, FeatureSpec, Observation, RewardEvent, Step, Stratum
 from robot_rl.wire import EpisodeStatus, StepReward
 
 FULL_GB, LOW_GB = 0.5, 2.0
+
+
+class LossyWriter:
+    """An :class:`EpisodeWriter` in a control loop that must go on when the disk does not: what cannot be logged is counted.
+
+    From the first step that the log refused on nothing more is recorded; what came before is committed as a truncated episode.
+    """
+
+    def __init__(self, writer: EpisodeWriter, warn: Callable[[str], None]) -> None:
+        self._writer, self._warn = writer, warn
+        self._decisions = 0
+        self.lost = 0
+
+    @property
+    def meta(self) -> EpisodeMeta:
+        return self._writer.meta
+
+    def append(self, step: Step) -> None:
+        if not self.lost:
+            try:
+                return self._writer.append(step)
+            except OSError as error:
+                self._warn(f"episode {self.meta.episode_id} is recorded up to step {len(self._writer)}: {error}")
+        self.lost += 1
+
+    def decide(self, decision: Decision) -> int:
+        number = self._decisions if self.lost else self._writer.decide(decision)
+        self._decisions = number + 1
+        return number
+
+    def commit(
+        self, final_observation: Observation, *, success: bool | None = None, background: bool = False
+    ) -> Episode | None:
+        """None where not a single step could be logged."""
+        if not len(self._writer):
+            self._writer.abort()
+            return None
+        return self._writer.commit(final_observation, success=success, background=background)
+
+    def abort(self) -> None:
+        self._writer.abort()
 
 
 class Recording:
@@ -86,7 +127,7 @@ class Recording:
 
     def begin(
         self, *, task: str, robot: str, control_hz: float, version: int, extra: dict, now_ns: int, record: bool
-    ) -> EpisodeWriter | None:
+    ) -> LossyWriter | None:
         """A new episode, running.
 
         Raises:
@@ -95,13 +136,13 @@ class Recording:
         if self.store is not None and record and (free := self.free_gb()) < FULL_GB:
             raise OSError(f"{free:.2f} GB are free in {self.folder}: an episode needs {FULL_GB} GB to begin")
         identity = new_ulid()
-        writer = None
+        writer: LossyWriter | None = None
         if self.store is not None and record:
             meta = EpisodeMeta(
                 identity, task=task, env_id=f"robot/{robot}", stratum=Stratum.ONLINE, weights_version=version,
                 base_hash=self.base_hash, stats_hash=self.stats_hash, control_hz=control_hz, extra=extra,
             )  # fmt: skip
-            writer = self.store.begin(meta)
+            writer = LossyWriter(self.store.begin(meta), self._warn)
         self.index += 1
         self.status = EpisodeStatus(
             episode_id=identity, state="running", index=self.index, step=0, task=task or None, outcome="none", control="hold",
@@ -164,9 +205,11 @@ class Recording:
             assert self.store is not None
             try:
                 self.store.flush()
+                if status.episode_id not in self.store:
+                    raise ValueError("not a single step of it could be logged")
                 if label is not None:
                     self.last_label = self.store.set_success(status.episode_id, label)
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError, KeyError) as error:
                 self._warn(f"episode {status.episode_id} could not be committed: {error}")
                 continue
             committed = replace(status, state="committed")

@@ -29,6 +29,8 @@ from robot_rl.wire import TaskState
 
 LATE_S = 0.2
 LOCKSTEP_S = 3.0
+CONCEIVABLE = 1e3
+"""A controller takes no command of a kilometre or a thousand radians; a simulator would only diverge."""
 
 
 class SimNode(PlainNode):
@@ -51,6 +53,7 @@ class SimNode(PlainNode):
         self._command_at = time.monotonic()
         self._pending: list[tuple[float, str, np.ndarray]] = []
         self._rate = (0, time.monotonic())
+        self._said: dict[str, Any] = {}
         self._make_publishers()
         self._controllers()
         self.create_service(Trigger, "~/reset", self._on_reset)
@@ -110,9 +113,10 @@ class SimNode(PlainNode):
                 raise ValueError(f"channel {command.channel}: sim_node has no {command.kind}; use gripper_position")
             read = read_controller(command, self.robot)
 
-            def take(message: Any, channel: str = command.channel, read: Any = read) -> None:
+            def take(message: Any, channel: str = command.channel, read: Any = read, command_kind: str = command.kind) -> None:
                 vector = read(message)
-                if not np.isfinite(vector).all():
+                turned = command_kind == "pose" and abs(float(np.linalg.norm(vector[3:])) - 1.0) > 1e-2
+                if not np.isfinite(vector).all() or turned or np.abs(vector).max(initial=0.0) > CONCEIVABLE:
                     self._ignored += 1
                     return
                 delay = self.parameters["command_latency_s"]
@@ -215,10 +219,11 @@ class SimNode(PlainNode):
         if joints and not _silenced(fault, topic):
             values = list(joints.values())
             message = conversion.joint_state(list(joints), stamp, [v[0] for v in values], [v[1] for v in values])
-            self._joints.publish(message)
+            self._joints.publish(self._perhaps_stale(fault, topic, message))
         pose = self.sim.tool_pose()
         if self._pose is not None and pose is not None and not _silenced(fault, self.robot.feedback.tool_pose):
-            self._pose.publish(conversion.pose_message(pose, stamp, self.robot.frames.base))
+            message = conversion.pose_message(pose, stamp, self.robot.frames.base)
+            self._pose.publish(self._perhaps_stale(fault, self.robot.feedback.tool_pose, message))
         if boundary:
             estimate = self.sim.estimate()
             for topic, publisher in self._estimates.items():
@@ -233,6 +238,13 @@ class SimNode(PlainNode):
             self._task.publish(conversion.records_message([state], stamp, hardware_id=self.robot_id))
         if self._clock_topic is not None and (boundary or not self._lockstep):  # in lockstep, timers tick on control steps
             self._clock_topic.publish(Clock(clock=conversion.to_stamp(stamp)))
+
+    def _perhaps_stale(self, fault: str, topic: str, message: Any) -> Any:
+        """Under ``stale:<topic>`` a driver says the same again and again, old stamp and all."""
+        if not _fault(fault, "stale", topic):
+            self._said.pop(topic, None)
+            return message
+        return self._said.setdefault(topic, message)
 
     # ---- cameras
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -86,6 +87,11 @@ class Process:
     def alive(self) -> bool:
         return self.popen.poll() is None
 
+    def clear(self) -> None:
+        """End what a dead process has left behind in its session, so that its successor is alone."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
 
 class Supervisor:
     """Runs a list of :class:`NodeSpec`. Use as a context manager, call :meth:`look` often, or :meth:`run`.
@@ -130,6 +136,7 @@ class Supervisor:
                     self._say(f"[{p.spec.full_name}] stays down")
                     continue
                 p.restart_at = now + p.spec.respawn_delay
+                p.clear()
             elif now >= p.restart_at:
                 p.popen, p.restart_at, p.restarts, p.started = self._launch(p.spec), 0.0, p.restarts + 1, now
 

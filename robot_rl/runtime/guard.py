@@ -11,7 +11,7 @@ rest are not sent anything: a person or a homing routine may move the robot, and
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 
@@ -28,6 +28,9 @@ LIVE = ("idle", "policy", "human", "blend", "hold")
 """Heartbeats of a policy node that is active."""
 RESTING = ("idle", "hold")
 """Holds under these heartbeats are wished, and do not become a stop."""
+ORDER_NS = S // 2
+"""How long the stamp of a command is remembered: one from a wrong clock, or a sender that starts again on another one, costs a
+hold of this length and not the session."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,12 @@ class Guard:
         self.counters: Counter[str] = Counter()
         self.events: deque[RuleEvent] = deque(maxlen=256)
         self.heartbeat, self._heartbeat_ns = "", -(10**18)
+        self._known = {j for c in self.channels.values() for j in c.command.names}
         self._joints: dict[str, tuple[float, int]] = {}
         self._pose: tuple[np.ndarray, int] | None = None
         self._force = (np.zeros(6), -(10**18), 0)
         self._operator = (False, False, -(10**18))  # engaged, dead-man, when
-        self._stamps: dict[tuple[str, str], int] = {}
+        self._stamps: dict[tuple[str, str], tuple[int, int]] = {}  # of the last command, and when it came
         self._disorder: deque[int] = deque(maxlen=5)
         self._open: dict[str, _Tick] = {}
         self._command_ns = self._sent_ns = self._hold_ns = now_ns
@@ -149,7 +153,7 @@ class Guard:
 
     def on_joint_states(self, positions: Mapping[str, float], now_ns: int) -> None:
         for name, value in positions.items():
-            if isfinite(value):
+            if isfinite(value) and name in self._known:  # anybody may say anything on a topic; memory stays bounded
                 self._joints[name] = (value, now_ns)
 
     def on_tool_pose(self, pose: np.ndarray, now_ns: int) -> None:
@@ -245,6 +249,26 @@ class Guard:
         """A fault found outside (a second publisher): hold, then disarm."""
         return self._stop(rule, why, now_ns) if self.armed else []
 
+    def pause(self, rule: str, why: str, now_ns: int) -> list[Sent]:
+        """Hold until the next good command; what is known stays known (simulated time stands still)."""
+        return self._hold(rule, why, now_ns, fault=False) if self._moving else []
+
+    def lost_track(self, rule: str, why: str, now_ns: int) -> list[Sent]:
+        """What was received belongs to another time (the clock jumped, or this process did not run for a while): hold, and go
+        on from fresh state and fresh commands only."""
+        out = self._hold(rule, why, now_ns) if self._moving else []
+        self._joints.clear()
+        self._stamps.clear()
+        self._open.clear()
+        self._disorder.clear()
+        self._pose, self._tracking_since = None, None
+        self._heartbeat_ns = -(10**18)
+        self._force = (np.zeros(6), -(10**18), 0)
+        self._operator = (False, False, -(10**18))
+        self._command_ns = self._hold_ns = now_ns
+        self._sent_ns, self.estop_ns = min(self._sent_ns, now_ns), min(self.estop_ns, now_ns)
+        return out
+
     def set_hold_to_stop(self, seconds: float) -> None:
         if seconds != self.config.hold_to_stop_s:
             self.config = replace(self.config, hold_to_stop_s=seconds)
@@ -262,15 +286,13 @@ class Guard:
         if channel not in self.channels:
             return []
         key = (source, channel)
-        if stamp_ns <= self._stamps.get(key, -1):
+        before, came = self._stamps.get(key, (-1, now_ns))
+        if stamp_ns <= before and now_ns - came < ORDER_NS:
             self._count(RuleEvent("stamp_order", channel, text="stamps must increase"))
             self._disorder.append(now_ns)
             if len(self._disorder) == 5 and now_ns - self._disorder[0] <= S and self._moving:
                 return self._hold("stamp_order", "5 stamps out of order within 1 s", now_ns)
             return []
-        self._stamps[key] = stamp_ns
-        if source == "policy":
-            self._command_ns = now_ns
         if vector is None or vector.shape != (self.channels[channel].width,):
             self._malformed += 1
             self._count(RuleEvent("shape", channel, text="names, shape, type or frame differ from the robot description"))
@@ -278,6 +300,9 @@ class Guard:
                 return self._hold("shape", f"channel {channel}: 3 malformed commands in a row", now_ns)
             return []
         self._malformed = 0
+        self._stamps[key] = (stamp_ns, now_ns)
+        if source == "policy":
+            self._command_ns = now_ns
         if source == "operator":
             return self._complete(source, _Tick(stamp_ns, {channel: vector}), now_ns)
         tick = self._open.get(source)
@@ -396,11 +421,11 @@ class Guard:
 
     # ---- time passes
 
-    def tick(self, now_ns: int) -> list[Sent]:
-        """Watchdogs, and what a hold sends; call it at ``tick_hz``."""
+    def tick(self, now_ns: int, problems: Callable[[], Sequence[str]] = lambda: ()) -> list[Sent]:
+        """Watchdogs, and what a hold sends; call it at ``tick_hz``. ``problems``: as for :meth:`arm`, asked where it arms itself."""
         if not self.armed:
             if self.config.rearm == "auto" and not self.estopped and self.policy_alive(now_ns):
-                self.arm(now_ns)
+                self.arm(now_ns, problems())
             return []
         out: list[Sent] = []
         if self._moving:

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 TOKEN_VARIABLE = "ROBOT_RL_WEIGHTS_TOKEN"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PART = 1 << 18
+CONNECTIONS = 64
 
 
 class TransferError(OSError):
@@ -211,11 +212,34 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
+    """A thread a connection, ``CONNECTIONS`` at most: whoever opens more waits for nothing, so that memory stays bounded."""
+
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 32
     channel: WeightChannel
     token: str | None
     inbox: EpisodeInbox | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._free = threading.BoundedSemaphore(CONNECTIONS)
+        super().__init__(*arguments, **options)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            logger.warning("endpoint: %d connections are open; one from %s is closed", CONNECTIONS, client_address)
+            return self.shutdown_request(request)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("weights endpoint: connection from %s ended early", client_address, exc_info=True)

@@ -42,8 +42,15 @@ MAX_MANIFEST_BYTES = 1 << 20
 _VERSION = re.compile(r"[0-9]{8,}")
 
 
+DAMAGED_RETRY_S = (1.0, 30.0)
+
+
 class VerificationError(RuntimeError):
     """Published weights that must not be used; the message names what is wrong."""
+
+
+class DamagedError(VerificationError):
+    """The bytes are not those that the manifest promises: cut, still being copied, or changed on the way."""
 
 
 @dataclass(frozen=True)
@@ -173,10 +180,10 @@ def decode_verified(
         VerificationError: naming the first thing that is wrong.
     """
     if len(blob) != manifest.size:
-        raise VerificationError(f"{where}: {len(blob)} bytes, the manifest says {manifest.size} (truncated or still copying?)")
+        raise DamagedError(f"{where}: {len(blob)} bytes, the manifest says {manifest.size} (truncated or still copying?)")
     digest = hashlib.sha256(blob).hexdigest()
     if digest != manifest.sha256:
-        raise VerificationError(f"{where}: sha256 {digest[:12]}..., the manifest says {manifest.sha256[:12]}...")
+        raise DamagedError(f"{where}: sha256 {digest[:12]}..., the manifest says {manifest.sha256[:12]}...")
     header = read_header(blob, where)
     if header != dict(manifest.tensors):
         odd = sorted(n for n in header.keys() | manifest.tensors.keys() if header.get(n) != manifest.tensors.get(n))
@@ -264,7 +271,7 @@ class WeightChannel:
         try:
             blob = (self.path(version) / WEIGHTS).read_bytes()
         except FileNotFoundError as error:
-            raise VerificationError(f"{where}: {WEIGHTS} is missing") from error
+            raise DamagedError(f"{where}: {WEIGHTS} is missing") from error
         return decode_verified(blob, manifest, where, expected_shapes)
 
     def publish(
@@ -399,7 +406,8 @@ class WeightSubscriber:
         tensors: of the last accepted version, or None.
         accepted: its manifest, or None while the base acts.
         refused: how many publications were refused; ``last_error`` says why the last one was. A refused publication is not
-            tried again unless its bytes change.
+            tried again unless its bytes change; where the bytes are not those of the manifest (cut, or wrong on the way) they are
+            read again, first after a second, later less often.
     """
 
     def __init__(
@@ -421,6 +429,7 @@ class WeightSubscriber:
         self.refused = 0
         self.last_error = ""
         self._seen: tuple[int, str] | None = None
+        self._again: tuple[float, float] | None = None  # when damaged bytes are looked at again, and the pause after that
 
     def poll(self, version: int | None = None) -> Manifest | None:
         """A newly verified version, or None when there is nothing new or it was refused; never raises for bad weights.
@@ -437,7 +446,7 @@ class WeightSubscriber:
             self._refuse((version or -1, str(error)), error)
             return None
         identity = (manifest.version, manifest.sha256)
-        if identity == self._seen:
+        if identity == self._seen and not (self._again and time.monotonic() >= self._again[0]):
             return None
         try:
             for name in ("base_hash", "stats_hash"):
@@ -452,19 +461,24 @@ class WeightSubscriber:
                     raise VerificationError(f"weights version {wanted}: dry forward raised {error!r}") from error
                 if passed is False:
                     raise VerificationError(f"weights version {wanted}: dry forward refused it")
+        except DamagedError as error:  # on the way, or still being copied: what was published may be whole
+            pause = DAMAGED_RETRY_S[0] if identity != self._seen or self._again is None else self._again[1]
+            self._refuse(identity, error)
+            self._again = (time.monotonic() + pause, min(2.0 * pause, DAMAGED_RETRY_S[1]))
+            return None
         except VerificationError as error:
             self._refuse(identity, error)
             return None
         except OSError as error:  # a link or disk that may recover: say so, and try again at the next poll
             self._refuse(None, error)
             return None
-        self._seen, self.tensors, self.accepted, self.last_error = identity, tensors, manifest, ""
+        self._seen, self.tensors, self.accepted, self.last_error, self._again = identity, tensors, manifest, "", None
         return manifest
 
     def _refuse(self, identity: tuple[int, str] | None, error: Exception) -> None:
+        self.last_error = str(error)
         if identity is not None and identity == self._seen:
             return
-        self._seen = identity
+        self._seen, self._again = identity, None
         self.refused += 1
-        self.last_error = str(error)
         logger.warning("weights refused, the acting version stays: %s", error)

@@ -231,7 +231,9 @@ class ActingSession(ABC):
         self._make_room(ids)
         greedy = self._greedy(policy)
         plans = [
-            EpisodePlan(seed, ("training", self.config.seed, key), greedy if self._is_greedy(key) else policy, self._free_id(key))
+            EpisodePlan(
+                seed, ("training", self.config.seed, key), greedy if self._is_greedy(key) else policy, self._free_id(key)
+            )
             for seed, key in zip(seeds, ids, strict=True)
         ]
         outcomes = self.rollout.play(plans, store=self.store, keep_episodes=self.KEEP_EPISODES, should_stop=self._should_stop)

@@ -38,6 +38,10 @@ class Status:
     level: int = 0
 
 
+class WireSchemaError(WireError):
+    """A peer of another version of these records."""
+
+
 def key(default: Any = MISSING, *, place: str = "key", choices: tuple[str, ...] = ()) -> Any:
     """A field of a record. ``place``: ``key`` (a value), ``name`` (end of the status name) or ``message``."""
     metadata = {"place": place, "choices": choices}
@@ -167,7 +171,7 @@ def decode(status: Status, cls: type[T]) -> T:
         raise WireError(f"status {status.name!r} is no {cls.__name__}; accepted are names like {template!r}")
     schema = _parse(values.pop("schema", ""), int, f"{cls.__name__}.schema")
     if schema != SCHEMA:
-        raise WireError(f"{cls.__name__}.schema={schema}: peer speaks schema {schema}; accepted is {SCHEMA}")
+        raise WireSchemaError(f"{cls.__name__}.schema={schema}: peer speaks schema {schema}; accepted is {SCHEMA}")
     arguments: dict[str, Any] = {}
     for f in _fields(cls):
         where = f"{cls.__name__}.{f.name}"

@@ -343,3 +343,62 @@ def test_a_quaternion_nobody_filled_in_is_not_a_pose():
     send_pose(rig, pose, np.zeros(7))
     assert rig.guard.level == "hold"
     assert rig.guard.rule == "finite"
+
+
+def test_a_stamp_from_another_clock_costs_a_hold_and_not_the_session():
+    rig = Rig().moving()
+    vector = np.array([rig.joints[j] for j in rig.robot.commands[0].names])
+    grip = np.array([rig.joints["gripper_width"]])
+    far = rig.now + 1000 * S
+    rig.guard.on_command("policy", "arm", vector, far, rig.now)
+    rig.guard.on_command("policy", "gripper", grip, far, rig.now)
+    rig.pass_time(100 * MS)
+    assert rig.guard.level == "hold"
+    passed = []
+    for _ in range(40):
+        passed += rig.command()
+        rig.pass_time(PERIOD)
+    assert rig.guard.level in ("ok", "clamp")
+    assert passed
+
+
+def test_a_malformed_command_does_not_set_the_order():
+    rig = Rig().moving()
+    rig.guard.on_command("policy", "arm", None, rig.now + 1000 * S, rig.now)
+    assert positions(rig.command(0.0002))
+
+
+def test_after_a_jump_of_the_clock_nothing_old_counts():
+    rig = Rig().moving()
+    late = rig.now
+    rig.now = S  # /clock begins again
+    rig.guard.lost_track("clock_jump", "the clock jumped", rig.now)
+    assert rig.guard.level == "hold"
+    assert rig.guard.rule == "clock_jump"
+    assert not rig.guard.policy_alive(rig.now)
+    assert rig.guard.measured("arm", rig.now) is None
+    passed = []
+    for _ in range(5):
+        passed += rig.command(0.0002)
+        rig.pass_time(PERIOD)
+    assert rig.guard.level in ("ok", "clamp")
+    assert all(s.stamp_ns is None or s.stamp_ns < late for s in passed)
+    rig.alive = False
+    rig.pass_time(100 * MS)
+    assert rig.guard.rule == "watchdog", "silence counts from the new time on"
+
+
+def test_only_joints_of_the_description_are_remembered():
+    rig = Rig().armed()
+    rig.guard.on_joint_states({f"j{i}": 0.0 for i in range(1000)}, rig.now)
+    assert set(rig.guard._joints) == {n for c in rig.robot.commands for n in c.names}
+
+
+def test_it_does_not_arm_itself_against_the_start_checks():
+    rig = Rig(rearm="auto")
+    rig.guard.on_joint_states(rig.joints, rig.now)
+    rig.guard.on_heartbeat("idle", rig.now)
+    rig.guard.tick(rig.now, lambda: ["arm/commands has 2 publishers"])
+    assert not rig.guard.armed
+    rig.guard.tick(rig.now)
+    assert rig.guard.armed

@@ -262,6 +262,24 @@ def test_subscriber_offers_only_what_passed_everything(channel):
 # -- between machines -----------------------------------------------------------------------------------------------------
 
 
+def test_bytes_that_were_cut_on_the_way_are_read_again(channel, monkeypatch):
+    monkeypatch.setattr(weights_module, "DAMAGED_RETRY_S", (0.0, 0.0))
+    subscriber = WeightSubscriber(channel)
+    channel.publish(head(1), parent=0)
+    file = channel.path(1) / WEIGHTS
+    whole = file.read_bytes()
+    for damaged in (whole[:-7], whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(damaged)
+        assert subscriber.poll(1) is None
+        assert subscriber.poll(1) is None
+        assert subscriber.refused == 1, "one version, however often it is looked at"
+    file.write_bytes(whole)
+    manifest = subscriber.poll(1)
+    assert manifest is not None
+    assert manifest.version == 1
+    assert subscriber.last_error == ""
+
+
 def test_fetch_over_http(channel, tmp_path):
     big = {"w": torch.randn(300_000)}
     channel.publish(big, parent=0)
