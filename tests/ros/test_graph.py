@@ -228,7 +228,7 @@ def test_every_node_is_an_entry_point():
 
     scripts = dict(re.findall(r'^(\w+) = "([\w.:]+)"$', (ROOT / "pyproject.toml").read_text(), re.M))
     for name in ALL_NODES:
-        assert scripts.get(name) == f"robot_rl.ros.{name}:main"
+        assert scripts.get(name) == f"robot_rl.ros.executables:{name}"
         source = ast.parse((ROOT / "robot_rl" / "ros" / f"{name}.py").read_text())
         assert any(isinstance(n, ast.FunctionDef) and n.name == "main" for n in source.body)
 
