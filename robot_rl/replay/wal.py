@@ -28,6 +28,8 @@ _HEAD = struct.Struct("<II")
 _ACTIONS = ("action", "action_base", "action_policy", "action_human")
 _SCALARS = struct.Struct("<BIBIf??iiiiq")  # kind, index, source, safety, reward, terminated, ... as in _SCALAR_FIELDS
 _F4 = np.dtype("<f4")
+_LOWEST, _HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
+_SMALL = 4096  # bytes of an observation worth a second copy
 _SCALAR_FIELDS = [
     ("kind", "u1"), ("index", "<u4"), ("source", "u1"), ("safety", "<u4"), ("reward", "<f4"), ("terminated", "?"),
     ("truncated", "?"), ("decision_id", "<i4"), ("chunk_row", "<i4"), ("weights_version", "<i4"), ("intervention_id", "<i4"),
@@ -61,6 +63,8 @@ class StepRows:
         self._shape = (spec.action.dim,)
         self._head = struct.Struct(_SCALARS.format + len(_ACTIONS) * f"{4 * spec.action.dim}s")
         self._nobody = np.full(spec.action.dim, np.nan, "<f4").tobytes()
+        self._numbers = struct.Struct(f"<{spec.action.dim}f")
+        self._packers = [self._packer(f"o:{name}", dtype) for name, _, dtype in self._features]
         self._castable: dict[tuple[Any, Any], bool] = {}
         self._new_block()
 
@@ -68,48 +72,60 @@ class StepRows:
         block = np.zeros(self.block_rows, self.dtype)
         self.blocks.append(block)
         self._bytes = block.view(np.uint8).data.cast("B")
-        self._observation_views = [block[f"o:{name}"] for name, _, _ in self._features]
+        self._views = [block[f"o:{name}"] for name, _, _ in self._features]
         self._row = 0
+
+    def _packer(self, field: str, native: np.dtype) -> tuple[struct.Struct | None, int, np.dtype]:
+        """How a small array becomes bytes of its field: packer, offset, and the dtype whose bytes are those of the file."""
+        assert self.dtype.fields is not None
+        dtype, offset = self.dtype.fields[field][:2]
+        small = dtype.itemsize <= _SMALL and dtype.base == native
+        return (struct.Struct(f"{dtype.itemsize}s") if small else None), offset, native
 
     def append(self, step: Step) -> None:
         """Copy one step in. A step that does not fit raises ValueError and leaves nothing behind.
 
-        A control loop comes here with cold caches, where each first use of a numpy routine costs several microseconds: hence
-        one ``pack_into`` for all that is small.
+        A control loop comes here with cold caches, where each first use of a routine costs several microseconds: hence bytes,
+        ``pack_into`` for all that is small, rather than numpy's own assignments and reductions.
         """
         if self._row == self.block_rows:
             self._new_block()
-        action = np.asarray(step.action)
-        # The sum is a cheap test for NaN and infinity; it may overflow, so it only decides whether to look closer.
-        if action.shape != self._shape or not (math.isfinite(sum(action.tolist())) or np.isfinite(action).all()):
-            raise ValueError(f"step {self.count}: action={step.action!r}, expected {self._shape[0]} finite numbers")
         base, policy, human = step.action_base, step.action_policy, step.action_human
+        action = self._action_bytes("action", step.action)
+        for x in self._numbers.unpack(action):
+            if not _LOWEST <= x <= _HIGHEST:  # NaN fails it too
+                raise ValueError(f"step {self.count}: action={step.action!r}, expected {self._shape[0]} finite numbers")
         observation = step.observation
         if len(observation) != len(self._features):
             raise ValueError(
                 f"step {self.count}: observation has {sorted(observation)}; the store holds {[f[0] for f in self._features]}"
             )
         values = [self.check_observation(observation, feature) for feature in self._features]
+        start = self._row * self.itemsize
         try:
             # A step refused here may leave bytes in the row, but the row does not count and the next step fills all of it.
             self._head.pack_into(
-                self._bytes, self._row * self.itemsize + 8, STEP, self.count, step.source, step.safety, step.reward,
+                self._bytes, start + 8, STEP, self.count, step.source, step.safety, step.reward,
                 step.terminated, step.truncated, step.decision_id, step.chunk_row, step.weights_version, step.intervention_id,
-                step.stamp_ns, self._action_bytes("action", action),
+                step.stamp_ns, action,
                 self._nobody if base is None else self._action_bytes("action_base", base),
                 self._nobody if policy is None else self._action_bytes("action_policy", policy),
                 self._nobody if human is None else self._action_bytes("action_human", human),
             )  # fmt: skip
         except (struct.error, TypeError) as error:
             raise ValueError(f"step {self.count}: a scalar does not fit its type: {error}") from error
-        for view, value in zip(self._observation_views, values, strict=True):
-            view[self._row] = value
+        for (packer, offset, dtype), view, value in zip(self._packers, self._views, values, strict=True):
+            if packer is not None and value.dtype is dtype:
+                packer.pack_into(self._bytes, start + offset, value.tobytes())
+            else:
+                view[self._row] = value
         self._row += 1
         self.count += 1  # last: a flusher reads rows below count only
 
     def _action_bytes(self, name: str, value: Any) -> bytes:
         """``value`` as (A,) little-endian float32; ValueError where its shape is another."""
-        value = np.asarray(value)
+        if value.__class__ is not np.ndarray:
+            value = np.asarray(value)
         if value.shape != self._shape:
             raise ValueError(f"step {self.count}: {name} has shape {value.shape}, expected {self._shape}")
         return (value if value.dtype is _F4 else value.astype(_F4)).tobytes()
@@ -120,7 +136,8 @@ class StepRows:
         value = observation.get(name)
         if value is None:
             raise ValueError(f"step {self.count}: observation lacks {name!r}; it has {sorted(observation)}")
-        value = np.asarray(value)
+        if value.__class__ is not np.ndarray:
+            value = np.asarray(value)
         if value.shape != shape:
             raise ValueError(f"step {self.count}: {name} has shape {value.shape}, expected {shape}")
         if value.dtype is not dtype:

@@ -67,7 +67,8 @@ class ControlLoop:
         self._frames: deque[Observation] = deque(maxlen=n_obs_steps)
         self._delta = action.delta_mask
         self._recorder: Recorder | None = None
-        self._pending: Step | None = None
+        self._pending: Step | None = None  # commanded, its outcome not seen yet
+        self._finished: Step | None = None  # complete, not logged yet
         self._running = False
         self._not_before = 0  # chunks computed from earlier observations must not run
         self.step = 0
@@ -92,7 +93,8 @@ class ControlLoop:
         for _ in range(self._frames.maxlen or 1):
             self._frames.append(observation)
         self.key, self.step, self.decisions = key, 0, 0
-        self._observation_stamp, self._recorder, self._pending = now, recorder, None
+        self._observation_stamp, self._recorder = now, recorder
+        self._pending = self._finished = None
         self._last = None if measured is None else np.asarray(measured, np.float32)
         self._not_before = 0
         self.scheduler.clear()
@@ -121,6 +123,7 @@ class ControlLoop:
 
         One computed from an observation before the last take-over or hand-back never runs.
         """
+        self._log()  # the log keeps the order of events
         identity = self.decisions if self._recorder is None else self._recorder.decide(decision)
         self.decisions += 1
         if decision.step < self._not_before:
@@ -169,6 +172,7 @@ class ControlLoop:
             intervention_id=choice.intervention_id,
             stamp_ns=self._observation_stamp,
         )
+        self._log()
         return command
 
     def correct(
@@ -188,32 +192,45 @@ class ControlLoop:
     def observe(
         self, observation: Observation, reward: float, terminated: bool, truncated: bool, stamp_ns: int | None = None
     ) -> None:
-        """What the executed command led to; logs the step."""
+        """What the executed command led to. The step is complete and will be logged behind the next command.
+
+        A thread that has just woken pays five times for the same work (its caches are cold), and nobody waits for the log: so
+        the step is only kept here, and the tick that follows logs it once its command is decided.
+        """
         step = self._pending
         if step is None:
             raise RuntimeError("observe: call tick first")
         step.reward, step.terminated, step.truncated = reward, terminated, truncated
-        if self._recorder is not None:
-            self._recorder.append(step)
-        self._pending = None
+        self._pending, self._finished = None, step
+        if terminated or truncated:
+            self._log()  # no tick follows
         self._frames.append(observation)
         self._observation_stamp = time.monotonic_ns() if stamp_ns is None else stamp_ns
         self.step += 1
 
+    def _log(self) -> None:
+        step, self._finished = self._finished, None
+        if step is not None and self._recorder is not None:
+            self._recorder.append(step)
+
     def finish(self, *, success: bool | None = None, background: bool = True) -> Episode | None:
         """End the episode and commit its recording (off this thread by default); returns it, or None without a recorder."""
         self._running = False
-        recorder, self._recorder = self._recorder, None
-        if recorder is None:
-            return None
-        meta = getattr(recorder, "meta", None)
-        if isinstance(meta, EpisodeMeta):
-            meta.extra.update(self.arbiter.report())
-        return recorder.commit(self._frames[-1], success=success, background=background)
+        try:
+            self._log()
+        finally:  # a step that could not be logged does not cost those before it
+            recorder, self._recorder = self._recorder, None
+            meta = getattr(recorder, "meta", None)
+            if isinstance(meta, EpisodeMeta):
+                meta.extra.update(self.arbiter.report())
+            episode = None
+            if recorder is not None:
+                episode = recorder.commit(self._frames[-1], success=success, background=background)
+        return episode
 
     def abort(self) -> None:
         """End the episode and throw its recording away."""
-        self._running, self._pending = False, None
+        self._running, self._pending, self._finished = False, None, None
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
             recorder.abort()

@@ -200,8 +200,9 @@ def test_refusals_name_the_key(tmp_path: Path):
         (Step({**good, STATE: np.zeros(4, "f4")}, np.zeros(3)), r"observation.state has shape \(4,\), expected \(5,\)"),
         (Step({**good, IMAGE: good[IMAGE].astype("f4")}, np.zeros(3)), "float32, expected uint8"),
         (Step({STATE: good[STATE], "other": good[IMAGE]}, np.zeros(3)), IMAGE),
-        (Step(good, np.zeros(2)), "expected 3 finite"),
+        (Step(good, np.zeros(2)), r"action has shape \(2,\), expected \(3,\)"),
         (Step(good, np.array([0, np.nan, 0])), "expected 3 finite"),
+        (Step(good, np.array([0, 0, -np.inf])), "expected 3 finite"),
         (Step(good, np.zeros(3), action_base=np.zeros(1)), "action_base"),
         (Step(good, np.zeros(3), decision_id=0), "decision_id=0"),
     ):

@@ -192,3 +192,38 @@ def test_calls_out_of_order_are_refused() -> None:
     loop.abort()
     assert recorder.aborted
     assert not loop.running
+
+
+class FullDisk(ListRecorder):
+    def append(self, step) -> None:
+        if len(self.steps) == 2:
+            raise OSError("disk full")
+        super().append(step)
+
+
+def test_the_log_follows_the_command_and_misses_nothing() -> None:
+    """A step is logged behind the next command; a new decision, the end of the episode and ``finish`` do not lose one."""
+    rows = np.full((2, 3), 0.1, np.float32)
+    loop, recorder = make(), ListRecorder()
+    loop.begin({STATE: np.zeros(4, np.float32)}, key=("x",), recorder=recorder, stamp_ns=1, measured=np.zeros(3))
+    seen: list[tuple[int, int]] = []
+    for t in range(4):
+        if loop.wants_chunk:
+            loop.accept(Decision(t, None, rows, rows))
+            assert len(recorder.steps) == t  # everything before a decision is in the log before it
+        loop.tick(1 + t * 10**8)
+        seen.append((t, len(recorder.steps)))
+        loop.observe({STATE: np.full(4, t + 1.0, np.float32)}, 0.0, False, False, 1 + (t + 1) * 10**8)
+    assert seen == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    loop.finish()
+    assert [float(s.observation[STATE][0]) for s in recorder.steps] == [0, 1, 2, 3]
+
+    loop, recorder = make(), FullDisk()
+    loop.begin({STATE: np.zeros(4, np.float32)}, key=("x",), recorder=recorder, stamp_ns=1, measured=np.zeros(3))
+    loop.accept(Decision(0, None, rows, rows))
+    for t in range(3):
+        loop.tick(1 + t * 10**8)
+        loop.observe({STATE: np.zeros(4, np.float32)}, 0.0, False, False, 1 + (t + 1) * 10**8)
+    with pytest.raises(OSError, match="disk full"):
+        loop.finish()
+    assert recorder.final is not None and len(recorder.steps) == 2, "what came before the full disk is committed"

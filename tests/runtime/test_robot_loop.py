@@ -56,6 +56,7 @@ def test_deltas_add_up_from_what_was_executed():
         loop.on_executed("gripper", sent["gripper"], k + 1, 0)
         loop.close_step(SEEN, 0.0, False, False, k + 1)
     assert sent["arm"][:3] == pytest.approx(POSE[:3] + 4 * np.array([0.01, 0.0, -0.005]), abs=1e-7)
+    loop.loop.finish()
     assert [s.action.tolist() for s in record.steps] == [CHUNK[0].tolist()] * 4  # what was meant was done: recorded bit for bit
     assert loop.changed == 0
 
@@ -83,10 +84,10 @@ def test_a_guard_that_trims_is_what_is_recorded_and_what_the_next_delta_starts_f
     loop.on_executed("arm", trimmed, 1, 0)
     loop.on_executed("gripper", sent["gripper"], 1, 0)
     loop.close_step(SEEN, 0.0, False, False, 1)
+    loop.step(50 * MS, MEASURED)
     assert record.steps[0].action[:3] == pytest.approx([0.005, 0.0, -0.0025], abs=1e-6)
     assert record.steps[0].action_policy is not None
     assert record.steps[0].action_policy[0] == pytest.approx(0.01)
-    loop.step(50 * MS, MEASURED)
     assert loop.vectors(0, 2)["arm"][0] == pytest.approx(trimmed[0] + 0.01)
 
 
@@ -98,6 +99,7 @@ def test_a_guard_that_holds_is_recorded_as_safety():
     loop.on_executed("arm", POSE, 0, 0)
     loop.on_executed("gripper", MEASURED["gripper"], 0, 0)
     loop.close_step(SEEN, 0.0, False, False, 1)
+    loop.loop.finish()
     assert record.steps[0].source is Source.SAFETY
     assert record.steps[0].action[:4] == pytest.approx(np.zeros(4), abs=1e-9)
 
@@ -107,6 +109,7 @@ def test_stale_observations_hold_the_robot():
     loop.step(0, MEASURED, SafetyFlag.STALE_OBSERVATION)
     assert np.array_equal(loop.vectors(0, 1)["arm"], POSE)
     loop.close_step(SEEN, 0.0, False, False, 1)
+    loop.loop.finish()
     assert record.steps[0].source is Source.SAFETY
     assert record.steps[0].safety & SafetyFlag.STALE_OBSERVATION
 
