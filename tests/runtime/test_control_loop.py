@@ -226,4 +226,5 @@ def test_the_log_follows_the_command_and_misses_nothing() -> None:
         loop.observe({STATE: np.zeros(4, np.float32)}, 0.0, False, False, 1 + (t + 1) * 10**8)
     with pytest.raises(OSError, match="disk full"):
         loop.finish()
-    assert recorder.final is not None and len(recorder.steps) == 2, "what came before the full disk is committed"
+    assert recorder.final is not None, "what came before the full disk is committed"
+    assert len(recorder.steps) == 2
