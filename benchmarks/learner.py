@@ -83,7 +83,9 @@ def robot_rl(s: Setting, same_schedule: bool = False, precision: str = "highest"
     import torch
 
     from robot_rl.learners.sac import SACConfig, SACLearner, Transitions
+    from robot_rl.nn.compiled import set_threads
 
+    set_threads(torch.get_num_threads())
     plain = same_schedule or s.utd == 1
     reductions = {"target_reduce": "min", "actor_reduce": "min"} if plain else {}  # else the defaults: min_pair, mean
     config = SACConfig(
@@ -102,7 +104,9 @@ def robot_rl(s: Setting, same_schedule: bool = False, precision: str = "highest"
     def call() -> None:
         rows = torch.randint(FILLED, (s.utd * BATCH,), generator=generator)
         parts = [column.index_select(0, rows).split(BATCH) for column in columns]
-        learner.update(Transitions(*batch) for batch in zip(*parts, strict=True))
+        # Like a session, that reads the metrics once in a while: at every 20th critic update.
+        report = learner.critic_updates % 20 in (0, 20 - s.utd)
+        learner.update([Transitions(*batch) for batch in zip(*parts, strict=True)], report=report)
 
     return call
 

@@ -15,6 +15,7 @@ from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.updates import load_network_state, network_state
 from robot_rl.nn.flat import FlatAdam
+from robot_rl.nn.grad import without_grad
 
 Metrics = dict[str, Tensor]
 
@@ -34,7 +35,7 @@ class ValueRule:
         self.network = CriticEnsemble(1, features, config.hidden, layer_norm=config.layer_norm, generator=init, device=device)
         self.optimizer = FlatAdam(self.network.flat, config.critic_lr)
 
-    @torch.no_grad()
+    @without_grad
     def target(self, batch: Batch, x: Tensor, target: CriticEnsemble, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """One step of V, then the regression target (B,) of the critics. ``x`` (B, D): the critic's input for the data."""
         c, b = self.config, len(batch.reward)
@@ -59,7 +60,7 @@ class ValueRule:
         load_network_state(self.network, self.optimizer, state)
 
 
-@torch.no_grad()
+@without_grad
 def add_conservative_gradient(
     critic: CriticEnsemble, objective: Any, batch: Batch, config: OffPolicyConfig, calibrated: bool, generator: torch.Generator
 ) -> Metrics:
@@ -142,7 +143,7 @@ def _policy_samples(objective: Any, batch: Batch, conditioning: Tensor, n: int) 
     return torch.stack([objective.next_input(there, i % 2 == 1)[0][:, first:] for i in range(n)], dim=1), None
 
 
-@torch.no_grad()
+@without_grad
 def copy_wider(critic: CriticEnsemble, weights: Mapping[str, Tensor]) -> None:
     """Copy a critic's ``state_dict`` into one that may read more inputs behind the old ones; those start at zero weight.
 

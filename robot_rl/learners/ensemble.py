@@ -10,12 +10,21 @@ import torch
 from torch import Tensor
 
 from robot_rl.learners.reduce import Reduction, check_reduction, draw_pair, reduce, reduce_with_grad
+from robot_rl.nn.grad import without_grad
 from robot_rl.nn.mlp import Activation, StackedMLP, Tape
 
 
 class CriticLoss(NamedTuple):
-    loss: Tensor  # (): 0.5 Σ_heads (weighted mean of squared errors)
+    """What a regression saw. Read it before the ensemble's next pass: these are its buffers."""
+
     q: Tensor  # (N, B)
+    slope: Tensor  # (N, B) dL/dq
+    y: Tensor  # (B,) or (N, B)
+
+    @property
+    def loss(self) -> Tensor:
+        """(): 0.5 Σ_heads (weighted mean of squared errors)."""
+        return 0.5 * (self.slope * (self.q - self.y)).sum()
 
 
 class CriticEnsemble(StackedMLP):
@@ -43,6 +52,7 @@ class CriticEnsemble(StackedMLP):
             generator=generator, device=device, dtype=dtype,
         )  # fmt: skip
         self._tapes: dict[tuple[int, int], Tape] = {}
+        self._equal: dict[int, Tensor] = {}  # the weights of a batch without weights
 
     @property
     def n_heads(self) -> int:
@@ -69,22 +79,26 @@ class CriticEnsemble(StackedMLP):
 
     def _apply(self, fn: Any, recurse: bool = True) -> StackedMLP:
         self._tapes.clear()
+        self._equal.clear()
         return super()._apply(fn, recurse)
 
     def value(self, x: Tensor, heads: Tensor | None = None) -> Tensor:
         """(N, B), or (K, B) of the ``heads`` (K,) int64 alone; no gradient."""
         n = self.n if heads is None else len(heads)
-        return self.run(x, self._tape(x.shape[-2], n), heads).squeeze(-1).clone()
+        return self._value(x, heads, n).clone()
+
+    def _value(self, x: Tensor, heads: Tensor | None, n: int) -> Tensor:
+        return self.run(x, self._tape(x.shape[-2], n), heads).squeeze(-1)  # a buffer: the next pass overwrites it
 
     def reduced_value(self, x: Tensor, how: Reduction, generator: torch.Generator | None = None, *, k: float = 1.0) -> Tensor:
         """``reduce(value(x), how, generator)``, (B,); ``min_pair`` evaluates only the two heads it drew (as RLPD does)."""
         check_reduction(how, self.n)
         if how != "min_pair":
-            return reduce(self.value(x), how, k=k)
+            return reduce(self._value(x, None, self.n), how, k=k)
         pair = draw_pair(self.n, generator, x.device)
-        return self.value(x, pair if self.n > 2 else None).amin(0)
+        return self._value(x, pair if self.n > 2 else None, 2).amin(0)
 
-    @torch.no_grad()
+    @without_grad
     def loss_and_grad(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> CriticLoss:
         """Regress every head onto the same targets; *overwrites* ``flat.grad`` with the gradient.
 
@@ -95,11 +109,16 @@ class CriticEnsemble(StackedMLP):
         """
         batch = x.shape[-2]
         tape = self._tape(batch, self.n)
-        share = x.new_full((batch,), 1.0 / batch) if weight is None else weight / weight.sum().clamp_min(1.0)
-        q, dq = self.regress(x, tape, y, share)
-        return CriticLoss(0.5 * (dq * (q - y)).sum(), q.clone())
+        if weight is None:
+            if batch not in self._equal:
+                self._equal[batch] = x.new_full((batch,), 1.0 / batch)
+            share = self._equal[batch]
+        else:
+            share = weight / weight.sum().clamp_min(1.0)
+        q, slope = self.regress(x, tape, y, share)
+        return CriticLoss(q, slope, y)
 
-    @torch.no_grad()
+    @without_grad
     def input_grad(
         self, x: Tensor, dq: Tensor | Callable[[Tensor], Tensor], columns: slice | None = None
     ) -> tuple[Tensor, Tensor]:

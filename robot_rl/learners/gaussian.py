@@ -22,6 +22,7 @@ from robot_rl.learners.objectives import Metrics
 from robot_rl.learners.updates import climb
 from robot_rl.nn.actor import ActorSample, GaussianTanhActor, Temperature
 from robot_rl.nn.flat import FlatAdam
+from robot_rl.nn.grad import without_grad
 from robot_rl.policies.base import BasePolicy
 
 SQUASH_LIMIT = 0.999
@@ -116,7 +117,7 @@ class ChunkSAC(GaussianChunk):
 
     head: ChunkPolicyHead
 
-    @torch.no_grad()
+    @without_grad
     def next_input(self, batch: Batch, follow_base: bool) -> tuple[Tensor, Tensor]:
         c = batch.next_conditioning
         if follow_base:
@@ -130,7 +131,7 @@ class ChunkSAC(GaussianChunk):
         sample = self.actor.draw(batch.conditioning, self.generator)
         return self.step_actor(batch, sample, self.head.to_rows(sample.u), lambda g: g.flatten(1), critic)
 
-    @torch.no_grad()
+    @without_grad
     def policy_samples(self, conditioning: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """(B, count, n*A) actions of the policy and their log densities (B, count)."""
         sample = self.actor.draw(conditioning.repeat_interleave(count, dim=0), self.generator)
@@ -148,7 +149,7 @@ class ResidualSAC(GaussianChunk):
         sample = self.actor.draw(self.head.features(conditioning, rows), self.generator)
         return rows, sample, self.head.combine(rows, sample.u)
 
-    @torch.no_grad()
+    @without_grad
     def next_input(self, batch: Batch, follow_base: bool) -> tuple[Tensor, Tensor]:
         c = batch.next_conditioning
         if follow_base:
@@ -173,7 +174,7 @@ class Edit(GaussianChunk):
     head: EditHead
     seen: Metrics = {}  # noqa: RUF012  replaced, never changed in place
 
-    @torch.no_grad()
+    @without_grad
     def next_input(self, batch: Batch, follow_base: bool) -> tuple[Tensor, Tensor]:
         c = batch.next_conditioning
         nothing = torch.zeros(len(c), device=c.device)

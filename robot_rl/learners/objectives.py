@@ -16,6 +16,7 @@ from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.updates import climb, load_network_state, make_critic, network_state
 from robot_rl.nn.actor import ActorSample, Temperature
 from robot_rl.nn.flat import FlatAdam
+from robot_rl.nn.grad import without_grad
 from robot_rl.policies.base import BasePolicy
 
 Metrics = dict[str, Tensor]
@@ -149,7 +150,7 @@ class NoiseAliased(_NoiseObjective):
     def critic_input(self, batch: Batch) -> Tensor:
         return torch.cat([batch.conditioning, batch.action.flatten(1)], dim=-1)
 
-    @torch.no_grad()
+    @without_grad
     def next_input(self, batch: Batch, follow_base: bool) -> tuple[Tensor, Tensor]:
         c = batch.next_conditioning
         if follow_base:
@@ -184,7 +185,7 @@ class NoiseAliased(_NoiseObjective):
         (through,) = torch.autograd.grad(chunk, leaf, gradient)
         return value, through.flatten(1)
 
-    @torch.no_grad()
+    @without_grad
     def _distill(self, c: Tensor, critic: CriticEnsemble) -> Metrics:
         assert self.noise_critic is not None
         noise = self.prior(len(c))
@@ -230,7 +231,7 @@ class NoiseSAC(_NoiseObjective):
             )
         return torch.cat([batch.conditioning, batch.noise.flatten(1)], dim=-1)
 
-    @torch.no_grad()
+    @without_grad
     def next_input(self, batch: Batch, follow_base: bool) -> tuple[Tensor, Tensor]:
         c = batch.next_conditioning
         if follow_base:
@@ -271,7 +272,7 @@ class Residual:
     def critic_input(self, batch: Batch) -> Tensor:
         return torch.cat([batch.conditioning, batch.action.flatten(1)], dim=-1)
 
-    @torch.no_grad()
+    @without_grad
     def next_input(self, batch: Batch, follow_base: bool) -> tuple[Tensor, Tensor]:
         c = batch.next_conditioning
         rows = self.base_rows(c)

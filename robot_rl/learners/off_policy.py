@@ -23,6 +23,7 @@ from robot_rl.learners.objectives import HeadObjective, Metrics
 from robot_rl.learners.reduce import Reduction
 from robot_rl.learners.updates import load_network_state, make_critic, network_state
 from robot_rl.nn.flat import FlatAdam
+from robot_rl.nn.grad import without_grad
 from robot_rl.nn.mlp import StackedMLP
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
@@ -100,7 +101,8 @@ class OffPolicyLearner:
             FloatingPointError: never here; call :meth:`check_finite` where a host sync is affordable.
         """
         loss = self.config.offline_critic if offline else self.config.critic_loss
-        x, extra = self.objective.critic_input(batch), {}
+        x = self.objective.critic_input(batch)
+        extra: Metrics = {}
         if loss == "iql":
             assert self.value_rule is not None
             y, extra = self.value_rule.target(batch, x, self.target, self.generator)
@@ -110,14 +112,16 @@ class OffPolicyLearner:
             how = self.config.offline_reduce if offline else None
             y = self.td_target(batch, next_input, next_log_prob, getattr(self.objective, "alpha", 0.0), how)
         result = self.critic.loss_and_grad(x, y, batch.weight)
-        if loss in ("cql", "calql"):
-            extra = add_conservative_gradient(self.critic, self.objective, batch, self.config, loss == "calql", self.generator)
         metrics: Metrics = extra | {
             "critic/loss": result.loss,
             "critic/q": result.q.mean(),
             "critic/q_std": result.q.std(0).mean(),
             "critic/target": y.mean(),
         }
+        if loss in ("cql", "calql"):
+            metrics |= add_conservative_gradient(
+                self.critic, self.objective, batch, self.config, loss == "calql", self.generator
+            )
         if self.config.critic_grad_clip > 0:
             metrics["critic/grad_norm"] = self.critic.flat.clip_grad_norm_(self.config.critic_grad_clip)
         self.optimizer.step(self.target.flat, self.config.tau)
@@ -167,7 +171,7 @@ class OffPolicyLearner:
                     f"{name} parameters are not finite after {self.updates} updates; lower {'actor' if name == 'head' else name}_lr or set critic_grad_clip"
                 )
 
-    @torch.no_grad()
+    @without_grad
     def value(self, batch: Batch) -> Tensor:
         """(B,) mean critic value of the windows' executed actions, for calibration."""
         return self.critic.value(self.objective.critic_input(batch)).mean(0)

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from robot_rl.nn.grad import without_grad
+
 Reduction = Literal["min_pair", "weighted_min_pair", "min", "mean", "lcb"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
@@ -63,7 +65,7 @@ def reduce(q: Tensor, how: Reduction, generator: torch.Generator | None = None, 
     return q.mean(0) - k * q.std(0, correction=0)
 
 
-@torch.no_grad()
+@without_grad
 def reduce_with_grad(
     q: Tensor, how: Reduction, generator: torch.Generator | None = None, *, k: float = 1.0
 ) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.reduce import Reduction, check_reduction
 from robot_rl.nn.actor import ActorSample, GaussianTanhActor, Temperature
 from robot_rl.nn.flat import FlatAdam
+from robot_rl.nn.grad import without_grad
 from robot_rl.nn.mlp import Activation, MatmulPrecision, Tape, matmul_precision
 from robot_rl.seeding import key
 
@@ -120,49 +121,56 @@ class SACLearner:
         self.actor_updates = 0
         self._tapes: dict[tuple[str, int], Tape] = {}
 
-    @torch.no_grad()
+    @without_grad
     def act(self, observation: Tensor, explore: bool = True) -> Tensor:
         """(B, S) to actions (B, A) in [-1, 1]: a draw from the policy, or tanh(mean)."""
         if explore:
             return self.actor.draw(observation, self.generators["acting"]).u
         return self.actor.mean(observation)
 
-    def update(self, batches: Iterable[Transitions]) -> dict[str, Tensor]:
-        """One critic update per batch (``utd`` of them), actor updates in between; returns 0-dim tensors of the last ones.
+    def update(self, batches: Iterable[Transitions], *, report: bool = True) -> dict[str, Tensor]:
+        """One critic update per batch (``utd`` of them), actor updates in between.
+
+        Returns 0-dim tensors about the last ones, nothing without ``report``.
 
         Raises:
             ValueError: the number of batches is not ``config.utd``.
         """
         metrics: dict[str, Tensor] = {}
         with torch.no_grad(), matmul_precision(self.config.matmul_precision):
-            count = 0
-            for count, batch in enumerate(batches, 1):
-                metrics |= self._update(batch, report=count == self.config.utd)
-        if count != self.config.utd:
-            raise ValueError(f"update() got {count} batches; config.utd={self.config.utd}")
+            todo = list(batches)
+            if len(todo) != self.config.utd:
+                raise ValueError(f"update() got {len(todo)} batches; config.utd={self.config.utd}")
+            while todo:  # the actor stands still for so many critic updates
+                group = todo[: self.config.actor_every - self.critic_updates % self.config.actor_every]
+                todo = todo[len(group) :]
+                metrics |= self._update(group, report=report and not todo)
         return metrics
 
-    def _update(self, b: Transitions, report: bool) -> dict[str, Tensor]:
+    def _update(self, group: list[Transitions], report: bool) -> dict[str, Tensor]:
         c = self.config
-        x = torch.cat((b.observation, b.action), -1)
         alpha = self.temperature.alpha
+        next_observation = torch.cat([b.next_observation for b in group]) if len(group) > 1 else group[0].next_observation
+        draw = self._draw("target", next_observation)
+        x_next = torch.cat((next_observation, draw.u), -1)
+        entropy = alpha * draw.log_prob if c.entropy_backup else None
 
-        draw = self._draw("target", b.next_observation)
-        x_next = torch.cat((b.next_observation, draw.u), -1)
-        v_next = self.target.reduced_value(x_next, c.target_reduce, self.generators["reduce"], k=c.lcb_k)
-        if c.entropy_backup:
-            v_next = v_next - alpha * draw.log_prob
-        y = torch.addcmul(b.reward, b.discount, v_next)
-
-        fit = self.critic.loss_and_grad(x, y, b.weight)
-        self.critic_optimizer.step(self.target.flat, c.tau)
-        self.critic_updates += 1
-
-        metrics = self._update_actor(b, alpha, report) if self.critic_updates % c.actor_every == 0 else {}
-        if report:
-            metrics |= {
-                "critic_loss": fit.loss, "q": fit.q.mean(), "q_std": fit.q.std(0, correction=0).mean(), "target": y.mean(),
-            }  # fmt: skip
+        metrics: dict[str, Tensor] = {}
+        first = 0
+        for b in group:
+            rows = slice(first, first := first + len(b.reward))
+            v_next = self.target.reduced_value(x_next[rows], c.target_reduce, self.generators["reduce"], k=c.lcb_k)
+            if entropy is not None:
+                v_next = v_next - entropy[rows]
+            y = torch.addcmul(b.reward, b.discount, v_next)
+            fit = self.critic.loss_and_grad(torch.cat((b.observation, b.action), -1), y, b.weight)
+            if report and b is group[-1]:
+                spread = fit.q.std(0, correction=0).mean()
+                metrics = {"critic_loss": fit.loss, "q": fit.q.mean(), "q_std": spread, "target": y.mean()}
+            self.critic_optimizer.step(self.target.flat, c.tau)
+        self.critic_updates += len(group)
+        if self.critic_updates % c.actor_every == 0:
+            metrics |= self._update_actor(group[-1], alpha, report)
         return metrics
 
     def _update_actor(self, b: Transitions, alpha: Tensor, report: bool) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.gaussian import candidate_rows
 from robot_rl.learners.objectives import Metrics
+from robot_rl.nn.grad import without_grad
 from robot_rl.policies.base import BasePolicy
 
 
@@ -37,7 +38,7 @@ class BestOfN:
     def critic_input(self, batch: Batch) -> Tensor:
         return torch.cat([batch.conditioning, batch.action.flatten(1)], dim=-1)
 
-    @torch.no_grad()
+    @without_grad
     def next_input(self, batch: Batch, follow_base: bool) -> tuple[Tensor, Tensor]:
         c = batch.next_conditioning
         rows = candidate_rows(self, c, batch.next_base_rows, 1 if follow_base else self.head.prior_draws)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
@@ -22,8 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robot_rl.nn.team import side_by_side
-
 if TYPE_CHECKING:
     from robot_rl.nn.flat import FlatParameters
     from robot_rl.nn.mlp import StackedMLP, Tape
@@ -32,8 +31,10 @@ Path = Literal["compiled", "torch"]
 SWITCH = "ROBOT_RL_KERNELS"
 WIDTH_MULTIPLE = 8  # hidden widths the kernels can take
 WORTH_A_THREAD = 4e6  # floating-point operations; handing work to a thread costs what two million take
+WORTH_A_SWEEP = 1 << 19  # elements of Adam's vectors; smaller ones are in the cache of the thread that made the gradient
 
 _forced: Path | None = None
+_threads: int | None = None
 
 
 @contextmanager
@@ -73,17 +74,46 @@ def unavailable() -> str | None:
 
 def path(device: torch.device | str, dtype: torch.dtype) -> Path:
     """Which code runs passes on such tensors: "compiled" on a CPU that has it, in float32 or float64, else "torch"."""
-    if torch.device(device).type != "cpu" or dtype not in (torch.float32, torch.float64) or _forced == "torch":
+    if (
+        (device if isinstance(device, torch.device) else torch.device(device)).type != "cpu"
+        or dtype not in (torch.float32, torch.float64)
+        or _forced == "torch"
+    ):
         return "torch"
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return "torch"  # asked for faster, coarser products, which only torch has
     return "torch" if unavailable() else "compiled"
 
 
+def set_threads(count: int) -> None:
+    """Let networks use ``count`` threads (per process).
+
+    Where the kernels compute them, torch itself is left one: its pool spins for milliseconds after each large operation, on the
+    cores that the kernels' threads want.
+    """
+    global _threads
+    if count < 1:
+        raise ValueError(f"set_threads({count}): accepted are integers >= 1")
+    _threads = count
+    torch.set_num_threads(count if unavailable() else 1)
+
+
+def threads() -> int:
+    """What :func:`set_threads` was told, else as many as torch uses."""
+    return _threads or torch.get_num_threads()
+
+
 def _kernels() -> ModuleType:
     from robot_rl.nn import kernels
 
     return kernels
+
+
+def side_by_side(function: Any, calls: Sequence[tuple[Any, ...]], rooms: Sequence[tuple[int, int]]) -> None:
+    """:func:`robot_rl.nn.team.side_by_side`, imported where there is something to run: it needs llvmlite."""
+    from robot_rl.nn import team
+
+    team.side_by_side(function, calls, rooms)
 
 
 # ---- memory that kernels write to
@@ -93,23 +123,23 @@ class _Scratch(threading.local):
     """Work space of every part of a call, by the thread that calls: two threads may run two networks at once."""
 
     def __init__(self) -> None:
-        self.buffers: dict[tuple[int, Any], np.ndarray] = {}
-        self.edges: dict[tuple[int, Any], np.ndarray] = {}
+        self.rooms: dict[tuple[int, Any], tuple[int, int, int, tuple[np.ndarray, ...]]] = {}
 
     def of(self, part: int, dtype: Any, elements: int) -> tuple[int, int]:
         """Addresses of at least so many elements and of the kernels' edge tile (zeros behind it)."""
-        key = (part, dtype)
-        if key not in self.edges:
-            self.edges[key] = np.zeros(_kernels().EDGE_ELEMENTS, dtype)
-        if key not in self.buffers or self.buffers[key].size < elements:
-            self.buffers[key] = np.zeros(elements, dtype)
-        return self.buffers[key].ctypes.data, self.edges[key].ctypes.data
+        room = self.rooms.get((part, dtype))
+        if room is None or room[0] < elements:
+            work, edge = np.zeros(elements, dtype), np.zeros(_kernels().EDGE_ELEMENTS, dtype)
+            room = self.rooms[part, dtype] = elements, work.ctypes.data, edge.ctypes.data, (work, edge)
+        return room[1:3]
 
 
 _scratch = _Scratch()
+_INPUT = struct.Struct("=3q")
 _DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
+@lru_cache(maxsize=2)
 def _program(dtype: torch.dtype) -> Any:
     return _kernels().program(_DTYPES[dtype].name)
 
@@ -148,17 +178,19 @@ class Plan:
                 ]
             )  # fmt: skip
         self.tape = np.array(rows, np.int64)
+        self.first = self.tape.data.cast("B")  # its first words are where the input is
         self.program = _program(flat.data.dtype)
         self.everyone = np.arange(self.slots)
+        self.all_heads = self.everyone.ctypes.data
         self.widest = max(net.hidden)
         self.head = (len(rows), *(a.ctypes.data for a in (self.dims, self.params, self.tape)))
         chunks = -(-self.total // kernels.CHUNK)
-        self._sums: np.ndarray | None = None
+        self._sums: tuple[np.ndarray, int] | None = None
         self._sums_size = self.slots * len(net.hidden) * chunks * 3 * self.widest
         self.dq = torch.empty(self.slots, self.total, dtype=flat.data.dtype)
         pairs = list(zip(self.dims[:-1], self.dims[1:], strict=True))
         self.elements = max(
-            max(k * (n + 16), n * (k + 16), (n + 16) * self.total + (k // 6 + 1) * (6 * self.total + 8)) for k, n in pairs
+            int(max(k * (n + 16), n * (k + 16), (n + 16) * self.total + (k // 6 + 1) * (6 * self.total + 8))) for k, n in pairs
         )
         self.flops = 2.0 * self.slots * self.total * sum(int(k * n) for k, n in pairs)
 
@@ -168,23 +200,27 @@ class Plan:
     @property
     def sums(self) -> int:
         if self._sums is None:
-            self._sums = np.zeros(self._sums_size, self.dtype)
-        return self._sums.ctypes.data
+            room = np.zeros(self._sums_size, self.dtype)
+            self._sums = room, room.ctypes.data
+        return self._sums[1]
 
-    def scratch(self, part: int) -> tuple[int, int]:
-        return _scratch.of(part, self.dtype, int(self.elements))
+    def rooms(self, parts: int) -> list[tuple[int, int]]:
+        """Work space of every thread that takes part."""
+        return [_scratch.of(part, self.dtype, self.elements) for part in range(parts)]
 
     def parts(self, flops: float) -> int:
-        return max(1, min(torch.get_num_threads(), int(flops / WORTH_A_THREAD)))
+        return max(1, min(threads(), int(flops / WORTH_A_THREAD)))
 
     def by_network(self, parts: int) -> bool:
         """Whether to give whole networks to threads: only where that leaves none idle for long."""
-        return self.slots % parts == 0 or self.slots >= 4 * parts
+        return self.slots % parts == 0 or self.slots >= 3 * parts
 
     def shares(self, parts: int, rows: int) -> list[tuple[int, int, int, int]]:
-        """(first slot, last, first row, last) of every part."""
+        """(first slot, last, first row, last) of every piece of work."""
+        if parts == 1:
+            return [(0, self.slots, 0, rows)]
         if self.by_network(parts):
-            return [(self.slots * p // parts, self.slots * (p + 1) // parts, 0, rows) for p in range(parts)]
+            return [(slot, slot + 1, 0, rows) for slot in range(self.slots)]
         chunk = _kernels().CHUNK
         chunks = -(-rows // chunk)
         edges = [min(rows, chunks * p // parts * chunk) for p in range(parts + 1)]
@@ -216,8 +252,8 @@ def _enter(plan: Plan, x: Tensor) -> Tensor:
     """Write the input's address and strides into the tape; returns what must be kept alive."""
     if x.stride(-1) != 1 and x.shape[-1] > 1:
         x = x.contiguous()
-    size = plan.size
-    plan.tape[0, :3] = x.data_ptr(), x.stride(0) * size if x.dim() == 3 else 0, x.stride(-2) * size
+    strides, size = x.stride(), plan.size
+    _INPUT.pack_into(plan.first, 0, x.data_ptr(), strides[0] * size if len(strides) == 3 else 0, strides[-2] * size)
     return x
 
 
@@ -225,14 +261,15 @@ def run(net: StackedMLP, x: Tensor, tape: Tape, members: Tensor | None) -> Tenso
     """The compiled :meth:`StackedMLP.run`; shapes are checked there."""
     plan = _plan(net, tape)
     tape.inputs = [_enter(plan, x)]
-    heads = plan.everyone if members is None else members.numpy()
-    if members is not None and (len(heads) != plan.slots or heads.min() < 0 or heads.max() >= net.n):
-        raise ValueError(f"members={heads.tolist()}: accepted are {plan.slots} indices below {net.n}")
-    calls = [
-        (*plan.head, heads.ctypes.data, plan.total, *share, *plan.scratch(p))
-        for p, share in enumerate(plan.shares(plan.parts(plan.flops), plan.total))
-    ]
-    side_by_side(plan.program.forward, calls)
+    heads = plan.all_heads
+    if members is not None:
+        chosen = members.tolist()
+        if len(chosen) != plan.slots or min(chosen) < 0 or max(chosen) >= net.n:
+            raise ValueError(f"members={chosen}: accepted are {plan.slots} indices below {net.n}")
+        heads = members.contiguous().data_ptr()
+    parts = plan.parts(plan.flops)
+    calls = [(*plan.head, heads, plan.total, *share, 0, 0) for share in plan.shares(parts, plan.total)]
+    side_by_side(plan.program.forward, calls, plan.rooms(parts))
     return tape.outputs[-1]
 
 
@@ -248,12 +285,12 @@ def backward(
     slope = (dy.data_ptr(), dy.stride(0) * plan.size, dy.stride(1) * plan.size)
     parts = plan.parts(plan.flops * rows / plan.total)
     shares = plan.shares(parts, rows)
-    work = [(plan.sums, plan.widest, *plan.scratch(p)) for p in range(parts)]
+    rooms = plan.rooms(parts)
     calls: list[tuple[int, ...]]
-    calls = [(*plan.head, plan.total, *slope, *share, *w) for share, w in zip(shares, work, strict=False)]
-    side_by_side(plan.program.backward_rows, calls)
+    calls = [(*plan.head, plan.total, *slope, *share, plan.sums, plan.widest, 0, 0) for share in shares]
+    side_by_side(plan.program.backward_rows, calls, rooms)
     if parameters:
-        _parameters(plan, rows, slope, shares, work)
+        _parameters(plan, rows, slope, shares, rooms)
     if inputs is False:
         return None
     first, last, step = (slice(None) if inputs is True else inputs).indices(net.in_dim)
@@ -261,19 +298,19 @@ def backward(
         raise ValueError(f"inputs={inputs}: accepted are slices of neighbouring columns")
     dx = torch.empty(plan.slots, rows, max(0, last - first), dtype=dy.dtype)
     if dx.numel():
-        calls = [
-            (*plan.head, plan.total, rows, *share, first, last - first, dx.data_ptr(), *w[2:])
-            for share, w in zip(shares, work, strict=False)
-        ]
-        side_by_side(plan.program.backward_inputs, calls)
+        calls = [(*plan.head, plan.total, rows, *share, first, last - first, dx.data_ptr(), 0, 0) for share in shares]
+        side_by_side(plan.program.backward_inputs, calls, rooms)
     return dx
 
 
-def _parameters(plan: Plan, rows: int, slope: tuple[int, int, int], shares: list[Any], work: list[Any]) -> None:
-    whole = plan.by_network(len(work))
-    ranges = [(*s[:2], 0, 1) for s in shares] if whole else [(0, plan.slots, p, len(work)) for p in range(len(work))]
-    calls = [(*plan.head, plan.total, rows, *slope, *r, *w) for r, w in zip(ranges, work, strict=False)]
-    side_by_side(plan.program.backward_parameters, calls)
+def _parameters(
+    plan: Plan, rows: int, slope: tuple[int, int, int], shares: list[Any], rooms: Sequence[tuple[int, int]]
+) -> None:
+    parts = len(rooms)
+    whole = plan.by_network(parts)
+    ranges = [(*s[:2], 0, 1) for s in shares] if whole else [(0, plan.slots, p, parts) for p in range(parts)]
+    calls = [(*plan.head, plan.total, rows, *slope, *r, plan.sums, plan.widest, 0, 0) for r in ranges]
+    side_by_side(plan.program.backward_parameters, calls, rooms)
 
 
 def regress(net: StackedMLP, x: Tensor, tape: Tape, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,14 +323,14 @@ def regress(net: StackedMLP, x: Tensor, tape: Tape, y: Tensor, weight: Tensor) -
         raise ValueError(f"y {tuple(y.shape)}, weight {tuple(weight.shape)} do not fit {net.n} networks with one output")
     parts = plan.parts(3 * plan.flops)
     shares = plan.shares(parts, total)
-    work = [(plan.sums, plan.widest, *plan.scratch(p)) for p in range(parts)]
+    rooms, sums = plan.rooms(parts), (plan.sums, plan.widest, 0, 0)
     error = (y.data_ptr(), total * plan.size if y.dim() == 2 else 0, weight.data_ptr(), plan.dq.data_ptr())
-    front = (*plan.head, plan.everyone.ctypes.data, total, *error)
+    front = (*plan.head, plan.all_heads, total, *error)
     if plan.by_network(parts):
-        side_by_side(plan.program.regress_whole, [(*front, *s[:2], *w) for s, w in zip(shares, work, strict=False)])
+        side_by_side(plan.program.regress_whole, [(*front, *s[:2], *sums) for s in shares], rooms)
     else:
-        side_by_side(plan.program.regress, [(*front, *s, *w) for s, w in zip(shares, work, strict=False)])
-        _parameters(plan, total, (plan.dq.data_ptr(), total * plan.size, plan.size), shares, work)
+        side_by_side(plan.program.regress, [(*front, *s, *sums) for s in shares], rooms)
+        _parameters(plan, total, (plan.dq.data_ptr(), total * plan.size, plan.size), shares, rooms)
     return tape.outputs[-1].squeeze(-1), plan.dq
 
 
@@ -303,7 +340,7 @@ def adam(
 ) -> None:  # fmt: skip
     """One step of Adam, and of the vector that follows the parameters, in one sweep over memory."""
     elements, size = len(flat.data), flat.data.element_size()
-    parts = max(1, min(torch.get_num_threads(), elements // 65_536))
+    parts = max(1, min(threads(), elements // WORTH_A_SWEEP))
     edges = [elements * p // parts // 16 * 16 for p in range(parts)] + [elements]
     vectors = [t.data_ptr() for t in (flat.data, flat.grad, exp_avg, exp_avg_sq)]
     target = 0 if follower is None else follower.data_ptr()
@@ -312,4 +349,4 @@ def adam(
     calls = [
         (b - a, *(v + a * size for v in vectors), target + a * size if target else 0, *numbers) for a, b in pairwise(edges)
     ]
-    side_by_side(_program(flat.data.dtype).adam, calls)
+    side_by_side(_program(flat.data.dtype).adam, calls, [(0, 0)] * parts)

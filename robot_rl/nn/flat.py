@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.nn import compiled
+from robot_rl.nn.grad import without_grad
 
 ALIGN = 16  # elements; every view starts on a 64-byte line in float32, which vectorised kernels want
 
@@ -39,7 +40,7 @@ class FlatParameters:
         self.parameters = list(named.values())
         self.gather_()
 
-    @torch.no_grad()
+    @without_grad
     def gather_(self) -> None:
         """(Re)build the vectors from the parameters' present values, e.g. after a module moved to another device."""
         first = self.parameters[0]
@@ -85,7 +86,7 @@ class FlatParameters:
         self.grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    @torch.no_grad()
+    @without_grad
     def copy_(self, other: FlatParameters) -> None:
         """Take over the other's values (not its gradients)."""
         _check_same_layout(self, other)
@@ -97,7 +98,7 @@ def _check_same_layout(a: FlatParameters, b: FlatParameters) -> None:
         raise ValueError(f"flat parameters differ in layout: {len(a.data)} elements {a.names} and {len(b.data)} {b.names}")
 
 
-@torch.no_grad()
+@without_grad
 def polyak_(target: FlatParameters, online: FlatParameters, tau: float) -> None:
     """target <- (1 - tau) target + tau online, one kernel for the whole network."""
     if target.data.shape != online.data.shape:
@@ -138,7 +139,7 @@ class FlatAdam:
         # The fused kernel is private in torch; where a release lacks it, the same maths runs as seven plain operations.
         self.fused = hasattr(torch, "_fused_adamw_") and parameters.data.device.type in ("cpu", "cuda")
 
-    @torch.no_grad()
+    @without_grad
     def step(self, follower: FlatParameters | None = None, tau: float = 0.0) -> None:
         """One update from ``parameters.grad`` (which is left as it is, apart from clipping).
 
@@ -149,16 +150,18 @@ class FlatAdam:
             raise RuntimeError("the module moved to another device or dtype after its FlatAdam was made; make a new FlatAdam")
         if self.max_grad_norm is not None:
             flat.clip_grad_norm_(self.max_grad_norm)
-        self.step_count.add_(1)
         (b1, b2), p, g = self.betas, flat.data, flat.grad
         if self.fused and compiled.path(p.device, p.dtype) == "compiled":
+            count = self.step_count.numpy()  # the same memory: a torch operation on one number costs ten times this
+            count += 1
             if follower is not None and follower.data.shape != p.shape:
                 _check_same_layout(follower, flat)
             compiled.adam(
-                flat, self.exp_avg, self.exp_avg_sq, None if follower is None else follower.data, tau, float(self.step_count.numpy()),
+                flat, self.exp_avg, self.exp_avg_sq, None if follower is None else follower.data, tau, float(count),
                 lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay,
             )  # fmt: skip
             return
+        self.step_count.add_(1)
         self._step(p, g, b1, b2)
         if follower is not None:
             polyak_(follower, flat, tau)
@@ -183,7 +186,7 @@ class FlatAdam:
         """Copies of the moments and the step count; with the module's own ``state_dict`` a resume is bitwise exact."""
         return {name: getattr(self, name).clone() for name in ("exp_avg", "exp_avg_sq", "step_count")}
 
-    @torch.no_grad()
+    @without_grad
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy in place. Raises ValueError when a name or a shape does not fit."""
         names = ("exp_avg", "exp_avg_sq", "step_count")

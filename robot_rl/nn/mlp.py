@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from robot_rl.nn import compiled
 from robot_rl.nn.flat import FlatParameters
+from robot_rl.nn.grad import without_grad
 
 Activation = Literal["relu", "tanh"]
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -184,7 +185,7 @@ class StackedMLP(nn.Module):
         tape.compiled = compiled.fits(self, x)
         return h
 
-    @torch.no_grad()
+    @without_grad
     def run(self, x: Tensor, tape: Tape, members: Tensor | None = None) -> Tensor:
         """The same value as :meth:`forward`, recorded on ``tape``.
 
@@ -218,7 +219,7 @@ class StackedMLP(nn.Module):
                 h.relu_() if self.activation == "relu" else h.tanh_()
         return h
 
-    @torch.no_grad()
+    @without_grad
     def regress(self, x: Tensor, tape: Tape, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of Σ 0.5 weight (out - y)² of networks with one output, in one go; overwrites ``flat.grad``.
 
@@ -235,7 +236,7 @@ class StackedMLP(nn.Module):
         self.backward(tape, slope.unsqueeze(-1))
         return out, slope
 
-    @torch.no_grad()
+    @without_grad
     def backward(
         self, tape: Tape, dy: Tensor, *, parameters: bool = True, inputs: slice | bool = False, rows: int | None = None
     ) -> Tensor | None:

@@ -9,6 +9,7 @@ said explicitly. The order of additions is part of the program: equal input give
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -162,10 +163,13 @@ class Emitter:
         """``x`` where ``h`` > 0 (or is NaN), else 0."""
         return self.b.select(self.b.fcmp_ordered("<=", h, self.zeros), self.zeros, x)
 
+    def intrinsic(self, name: str, result: Any, *arguments: Any) -> Any:
+        """One of LLVM's own functions, by name."""
+        kind = ir.FunctionType(result, [x.type for x in arguments])
+        return self.b.call(self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name), arguments)
+
     def root(self, x: Any) -> Any:
-        name = f"llvm.sqrt.v{self.width}f{8 * self.size}"
-        function = self.b.module.globals.get(name) or ir.Function(self.b.module, ir.FunctionType(x.type, [x.type]), name)
-        return self.b.call(function, [x])
+        return self.intrinsic(f"llvm.sqrt.v{self.width}f{8 * self.size}", x.type, x)
 
     def total(self, vectors: Sequence[Any]) -> Any:
         """Sum of all elements of the vectors, as a scalar; pairwise."""
@@ -251,9 +255,32 @@ class Kernel:
         self.emit(e, *arguments)
         builder.ret_void()
 
-    def prototype(self) -> Any:
-        """ctypes releases the GIL while a function of this type runs."""
-        return ctypes.CFUNCTYPE(None, *(ctypes.c_double if is_float else ctypes.c_int64 for is_float in self.floats))
+        entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64]), f"{self.name}.entry")
+        builder = ir.IRBuilder(entry.append_basic_block("entry"))
+        e, values = Emitter(builder, element), []
+        for i, is_float in enumerate(self.floats):
+            value = e.table(Int(e, entry.args[0]), i).value
+            values.append(builder.bitcast(value, ir.DoubleType()) if is_float else value)
+        builder.call(function, values)
+        builder.ret_void()
+
+
+class Native:
+    """A compiled kernel as Python calls it; the GIL is free meanwhile.
+
+    Attributes:
+        entry: address of the same function taking one argument, the address of a table of its arguments.
+        layout: how such a table is packed.
+    """
+
+    def __init__(self, kernel: Kernel, address: int, entry: int) -> None:
+        kinds = (ctypes.c_double if is_float else ctypes.c_int64 for is_float in kernel.floats)
+        self._call = ctypes.CFUNCTYPE(None, *kinds)(address)
+        self.entry = entry
+        self.layout = struct.Struct("=" + "".join("d" if is_float else "q" for is_float in kernel.floats))
+
+    def __call__(self, *arguments: float) -> None:
+        self._call(*arguments)
 
 
 class Program:
@@ -279,9 +306,10 @@ class Program:
         self._engine = llvm.create_mcjit_compiler(code, machine)
         self._engine.finalize_object()
         for kernel in kernels:
-            setattr(self, kernel.name, kernel.prototype()(self._engine.get_function_address(kernel.name)))
+            address, entry = (self._engine.get_function_address(kernel.name + suffix) for suffix in ("", ".entry"))
+            setattr(self, kernel.name, Native(kernel, address, entry))
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Native:
         raise AttributeError(f"no kernel {name!r}")
 
 

@@ -235,7 +235,7 @@ class LearnerProcessConfig:
         max_backlog_steps: steps that may wait to be learned from; what a slow learner owes beyond them is dropped and counted.
         max_lead_steps: simulated robots rest while they are this many steps ahead of a living learner; 0: acting never waits.
         poll_s: seconds between two looks at the stores.
-        threads: torch threads of the learner; 0 leaves torch's own choice.
+        threads: of the learner; 0 leaves torch's own choice.
         restarts: how often in a row a learner that dies before it publishes again is restarted.
         backoff_s: wait before the first restart; it doubles up to a minute.
         stale_after_s: a learner without a heartbeat for so long is killed and restarted.
@@ -307,7 +307,7 @@ class PostTrainConfig:
     Attributes:
         run_dir: the run folder; the same command on the same folder resumes.
         device: ``cpu``, ``cuda`` or ``auto``.
-        threads: torch threads; 0 leaves torch's own choice.
+        threads: of networks; 0 leaves torch's own choice.
 
     When a run ends (``schedule.env_steps``, ``stop``) and how its end is shown are no part of its identity: a run may be
     resumed with more steps or another bar.

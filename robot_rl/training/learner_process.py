@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 
 import robot_rl
+from robot_rl.nn.compiled import set_threads
 from robot_rl.progress import Progress, Silent
 from robot_rl.runtime.priority import set_nice
 from robot_rl.runtime.weights import WeightChannel
@@ -233,7 +234,6 @@ def learn(run_dir: Path, parent: int = 0, stores: Sequence[Path] = ()) -> None:
 
 
 def _work(config: PostTrainConfig, folder: RunFolder, stop: Callable[[], bool], stores: Sequence[Path]) -> None:
-    import torch
 
     from robot_rl.policies.checkpoint import load_policy
     from robot_rl.training.build import pick_device
@@ -243,7 +243,7 @@ def _work(config: PostTrainConfig, folder: RunFolder, stop: Callable[[], bool], 
     from robot_rl.training.scalars import ScalarLog
 
     if config.learner_process.threads:
-        torch.set_num_threads(config.learner_process.threads)
+        set_threads(config.learner_process.threads)
     device = pick_device(config.device)
     base = load_policy(config.base.path or folder.base, device)
     demos = gathered(config.demos, folder) if config.demos.prefill else []

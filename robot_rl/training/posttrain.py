@@ -6,10 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from robot_rl import seeding
 from robot_rl.config import to_yaml
+from robot_rl.nn.compiled import set_threads
 from robot_rl.policies.behaviour_cloning import clone
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.policies.compact import CompactPolicy
@@ -41,7 +40,7 @@ def run(config: PostTrainConfig, *, progress: Progress | None = None) -> dict[st
     progress = progress or Silent()
     device = pick_device(config.device)
     if config.threads:
-        torch.set_num_threads(config.threads)
+        set_threads(config.threads)
     spec = _env_spec(config)
     folder = RunFolder(Path(config.run_dir))
     _claim(folder, config)

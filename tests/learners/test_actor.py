@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributions as D
 
-from robot_rl.nn.actor import GaussianTanhActor, Temperature, log_tanh_derivative
+from robot_rl.nn.actor import GaussianTanhActor, Temperature, squashed_log_prob
 
 
 def make(layer_norm: bool = False, activation: str = "relu", last_scale: float = 3.0) -> GaussianTanhActor:
@@ -41,11 +41,15 @@ def test_density_integrates_to_one_in_unit_space() -> None:
 
 
 def test_tanh_correction_is_exact_and_finite() -> None:
-    x = torch.tensor([0.0, 0.5, -2.0], dtype=torch.float64)
-    assert torch.allclose(log_tanh_derivative(x), torch.log1p(-torch.tanh(x).square()), atol=1e-12)
-    far = log_tanh_derivative(torch.tensor([-1e4, -50.0, 50.0, 1e4]))
+    x = torch.tensor([[0.0], [0.5], [-2.0]], dtype=torch.float64)
+    noise, log_std = torch.zeros_like(x), torch.zeros_like(x)  # only the constant and the correction are left
+    expected = -0.5 * math.log(2 * math.pi) - torch.log1p(-torch.tanh(x).square())
+    assert torch.allclose(squashed_log_prob(noise, log_std, x), expected[:, 0], atol=1e-12)
+    x = torch.tensor([[-1e4], [-50.0], [50.0], [1e4]])
+    far = squashed_log_prob(torch.zeros_like(x), torch.zeros_like(x), x)
     assert torch.isfinite(far).all()
-    assert torch.allclose(far, 2 * (math.log(2) - torch.tensor([1e4, 50.0, 50.0, 1e4])))
+    expected = -0.5 * math.log(2 * math.pi) - 2 * (math.log(2) - torch.tensor([1e4, 50.0, 50.0, 1e4]))
+    assert torch.allclose(far, expected)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 
@@ -13,7 +15,6 @@ from robot_rl.nn import compiled
 from robot_rl.nn.actor import GaussianTanhActor
 from robot_rl.nn.flat import FlatAdam, polyak_
 from robot_rl.nn.mlp import StackedMLP, matmul_precision
-from robot_rl.nn.team import side_by_side
 
 needs_kernels = pytest.mark.skipif(
     compiled.unavailable() is not None, reason=f"no compiled path here: {compiled.unavailable()}"
@@ -254,16 +255,37 @@ def test_wrong_shapes_are_refused() -> None:
         net.regress(draw(64, 39), tape, draw(63), draw(64))
 
 
-def test_what_a_worker_raises_is_raised_here() -> None:
-    seen: list[int] = []
+@needs_kernels
+@pytest.mark.parametrize("patience", [0, 10**12], ids=["helpers sleep after each call", "helpers never sleep"])
+def test_helpers_asleep_or_awake_do_the_same(patience: int) -> None:
+    """In a process of its own: helpers outlive the test, and a child after fork needs new ones."""
+    code = f"""
+import os, time, torch
+from robot_rl.nn import compiled, team
+from robot_rl.nn.mlp import StackedMLP
+team.PATIENCE = {patience}
+compiled.WORTH_A_THREAD = 1.0
+net = StackedMLP(5, 39, 1, (64, 64), generator=torch.Generator().manual_seed(0))
+x, tape = torch.randn(101, 39, generator=torch.Generator().manual_seed(1)), net.tape(101)
+compiled.set_threads(1)
+expected = net.run(x, tape).clone()
+for threads in (3, 2, 3):
+    compiled.set_threads(threads)
+    assert torch.get_num_threads() == 1
+    for i in range(300):
+        tape.outputs[-1].zero_()
+        assert torch.equal(net.run(x, tape), expected), (threads, i)
+        if i % 100 == 0:
+            time.sleep(0.01)
+assert len(team._team.helpers) == 2
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(net.run(x, net.tape(101)), expected) and len(team._team.helpers) == 2 else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
-    def work(i: int) -> None:
-        seen.append(i)
-        if i == 1:
-            raise RuntimeError("worker 1 failed")
 
-    with pytest.raises(RuntimeError, match="worker 1 failed"):
-        side_by_side(work, [(0,), (1,), (2,)])
-    assert sorted(seen) == [0, 1, 2]
-    side_by_side(work, [(5,), (6,)])  # the team is as good as new
-    assert sorted(seen)[-2:] == [5, 6]
+def test_threads_are_at_least_one() -> None:
+    with pytest.raises(ValueError, match=r"set_threads\(0\)"):
+        compiled.set_threads(0)
