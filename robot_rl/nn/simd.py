@@ -273,7 +273,8 @@ class Native:
         layout: how such a table is packed.
     """
 
-    def __init__(self, kernel: Kernel, address: int, entry: int) -> None:
+    def __init__(self, kernel: Kernel, address: int, entry: int, program: Program) -> None:
+        self._program = program  # the code lives as long as it
         kinds = (ctypes.c_double if is_float else ctypes.c_int64 for is_float in kernel.floats)
         self._call = ctypes.CFUNCTYPE(None, *kinds)(address)
         self.entry = entry
@@ -307,7 +308,7 @@ class Program:
         self._engine.finalize_object()
         for kernel in kernels:
             address, entry = (self._engine.get_function_address(kernel.name + suffix) for suffix in ("", ".entry"))
-            setattr(self, kernel.name, Native(kernel, address, entry))
+            setattr(self, kernel.name, Native(kernel, address, entry, self))
 
     def __getattr__(self, name: str) -> Native:
         raise AttributeError(f"no kernel {name!r}")
