@@ -114,12 +114,11 @@ class SACLearner:
         self.critic_optimizer = FlatAdam(self.critic.flat, c.critic_lr, max_grad_norm=c.max_grad_norm)
         # One generator per role: drawing more in one of them never shifts another.
         self.generators = {
-            role: torch.Generator(device).manual_seed(key("sac", role, seed))
-            for role in ("acting", "actor", "target", "reduce")
+            role: torch.Generator(device).manual_seed(key("sac", role, seed)) for role in ("acting", "actor", "reduce")
         }
         self.critic_updates = 0
         self.actor_updates = 0
-        self._tapes: dict[tuple[str, int], Tape] = {}
+        self._tapes: dict[int, Tape] = {}
 
     @without_grad
     def act(self, observation: Tensor, explore: bool = True) -> Tensor:
@@ -150,16 +149,18 @@ class SACLearner:
     def _update(self, group: list[Transitions], report: bool) -> dict[str, Tensor]:
         c = self.config
         alpha = self.temperature.alpha
-        next_observation = torch.cat([b.next_observation for b in group]) if len(group) > 1 else group[0].next_observation
-        draw = self._draw("target", next_observation)
-        x_next = torch.cat((next_observation, draw.u), -1)
+        # One pass of the actor draws for all of the group's targets and, in its first rows, for its own loss.
+        own = len(group[-1].reward) if (self.critic_updates + len(group)) % c.actor_every == 0 else 0
+        seen = torch.cat([*([group[-1].observation] if own else []), *(b.next_observation for b in group)])
+        draw = self._draw(seen)
+        x_drawn = torch.cat((seen, draw.u), -1)
         entropy = alpha * draw.log_prob if c.entropy_backup else None
 
         metrics: dict[str, Tensor] = {}
-        first = 0
+        first = own
         for b in group:
             rows = slice(first, first := first + len(b.reward))
-            v_next = self.target.reduced_value(x_next[rows], c.target_reduce, self.generators["reduce"], k=c.lcb_k)
+            v_next = self.target.reduced_value(x_drawn[rows], c.target_reduce, self.generators["reduce"], k=c.lcb_k)
             if entropy is not None:
                 v_next = v_next - entropy[rows]
             y = torch.addcmul(b.reward, b.discount, v_next)
@@ -169,33 +170,32 @@ class SACLearner:
                 metrics = {"critic_loss": fit.loss, "q": fit.q.mean(), "q_std": spread, "target": y.mean()}
             self.critic_optimizer.step(self.target.flat, c.tau)
         self.critic_updates += len(group)
-        if self.critic_updates % c.actor_every == 0:
-            metrics |= self._update_actor(group[-1], alpha, report)
+        if own:
+            metrics |= self._update_actor(draw, x_drawn[:own], alpha, report)
         return metrics
 
-    def _update_actor(self, b: Transitions, alpha: Tensor, report: bool) -> dict[str, Tensor]:
-        """alpha log π(u|s) - reduce(Q(s, u)), averaged; then the temperature from the same draw."""
-        c, batch = self.config, len(b.observation)
-        draw = self._draw("actor", b.observation)
+    def _update_actor(self, draw: ActorSample, x: Tensor, alpha: Tensor, report: bool) -> dict[str, Tensor]:
+        """alpha log π(u|s) - reduce(Q(s, u)), averaged over the first rows of the draw; then the temperature from them."""
+        c, batch = self.config, len(x)
+        log_prob = draw.log_prob[:batch]
         value, dvalue = self.critic.reduced_input_grad(
-            torch.cat((b.observation, draw.u), -1), c.actor_reduce, self.generators["reduce"],
-            k=c.lcb_k, columns=slice(c.observation_dim, None),
-        )  # fmt: skip
+            x, c.actor_reduce, self.generators["reduce"], k=c.lcb_k, columns=slice(c.observation_dim, None)
+        )
         du = dvalue.div_(-batch)
-        self.actor.backward_draw(draw, du, (alpha / batch).expand(batch))
+        self.actor.backward_draw(draw, du, (alpha / batch).expand(batch), rows=batch)
         self.actor_optimizer.step()
-        alpha_loss = self.temperature.step(draw.log_prob)
+        alpha_loss = self.temperature.step(log_prob)
         self.actor_updates += 1
         if not report:
             return {}
-        entropy = -draw.log_prob.mean()
+        entropy = -log_prob.mean()
         return {"actor_loss": -alpha * entropy - value.mean(), "entropy": entropy, "alpha": alpha, "alpha_loss": alpha_loss}
 
-    def _draw(self, role: str, observation: Tensor) -> ActorSample:
-        slot = (role, len(observation))
-        if slot not in self._tapes:
-            self._tapes[slot] = self.actor.tape(len(observation))
-        return self.actor.draw(observation, self.generators[role], self._tapes[slot])
+    def _draw(self, observation: Tensor) -> ActorSample:
+        rows = len(observation)
+        if rows not in self._tapes:
+            self._tapes[rows] = self.actor.tape(rows)
+        return self.actor.draw(observation, self.generators["actor"], self._tapes[rows])
 
     # ---- exact resume
 

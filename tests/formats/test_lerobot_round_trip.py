@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from robot_rl.replay.exporters import export
 from robot_rl.replay.exporters.stats import pool, vector_stats
+from robot_rl.replay.exporters.video import TASKS, VideoWriter
 from robot_rl.replay.importers import FormatError, open_dataset
 from robot_rl.types import ActionSpec, FeatureSpec, Source
 
@@ -250,3 +252,24 @@ def test_pooled_statistics_are_those_of_the_union():
     assert unknown["count"] == 0
     mixed = pool([unknown, vector_stats(np.array([1.0, 3.0, np.nan]))])
     assert (mixed["mean"], mixed["max"], mixed["count"]) == (2.0, 3.0, 2)
+
+
+@pytest.mark.parametrize("codec", ["libsvtav1", "h264"])
+def test_encoding_leaves_scheduling_alone(tmp_path, codec):
+    """SVT-AV1 makes itself and its caller SCHED_FIFO 99 when it runs as root: on a robot that starves the controllers."""
+
+    def scheduling() -> dict[str, tuple[int, int]]:
+        tasks = [t.name for t in TASKS.iterdir()]
+        return {t: (os.sched_getscheduler(int(t)), os.sched_getparam(int(t)).sched_priority) for t in tasks}
+
+    pytest.importorskip("av")
+    if not TASKS.is_dir():
+        pytest.skip("this system does not list a process's threads")
+    before, usual = scheduling(), (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
+    writer = VideoWriter(tmp_path / "x.mp4", 10, (64, 64), codec, 30)
+    frames = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), np.uint8)
+    for part in (frames[:1], frames[1:]):
+        writer.append(part)
+        assert {v for k, v in scheduling().items() if k not in before} <= {usual}
+    writer.close()
+    assert usual == (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,29 @@ import numpy as np
 from robot_rl.replay.importers.video import import_av
 
 CODECS = ("libsvtav1", "h264", "hevc")
+
+
+TASKS = Path("/proc/self/task")
+
+
+@contextmanager
+def scheduling_kept() -> Iterator[None]:
+    """What runs in here changes neither this thread's scheduling nor, when it ends, leaves threads of another one behind.
+
+    SVT-AV1 gives itself and its caller the highest real-time priority there is when it runs as root, as in a container: an
+    export would then take the processor from the robot's controllers, and from everything after it in this process.
+    """
+    if not TASKS.is_dir():
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    before = {task.name for task in TASKS.iterdir()}
+    try:
+        yield
+    finally:
+        for task in [0, *(int(t.name) for t in TASKS.iterdir() if t.name not in before)]:
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(task, policy, parameters)
 
 
 class VideoWriter:
@@ -44,7 +70,12 @@ class VideoWriter:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts = self.frames  # counted in frames: the stream's time base is one frame until the muxer rescales it
             frame.time_base = Fraction(1, 1) / self.stream.codec_context.framerate
-            self._mux(self.stream.encode(frame))
+            if self.frames == 0:  # here the encoder starts
+                with scheduling_kept():
+                    packets = self.stream.encode(frame)
+            else:
+                packets = self.stream.encode(frame)
+            self._mux(packets)
             self.frames += 1
 
     def _mux(self, packets: list[Any]) -> None:
