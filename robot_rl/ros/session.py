@@ -244,6 +244,8 @@ class Session:
             raise ValueError(f"episode {self.recording.status.episode_id} is running: end or cancel it first")
         if guard is None:
             raise ValueError("the guard has not been heard of: start guard_node")
+        if not node.count_publishers(names.GUARD_STATE):  # its last state outlives it
+            raise ValueError("guard_node is gone: start it")
         if not self.guard_hash_matches(guard):
             raise ValueError(f"guard_node runs another robot description (hash {guard.robot_hash}, here {self.robot_hash})")
         if not guard.armed:
@@ -360,6 +362,7 @@ class Session:
 
     def clock_jumped(self) -> None:
         self.sync.forget()
+        self._last_command = 0  # stamps go on from the clock as it is now, not from where it was
         if self.running:
             self.loop.scheduler.clear()
             self.finish("clock_jump", truncated=True)

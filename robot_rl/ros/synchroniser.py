@@ -19,7 +19,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState, Joy
 from std_msgs.msg import Bool, Float64, Float64MultiArray
 
 from robot_rl.robots import rotations as rot
-from robot_rl.robots.channels import Channel
+from robot_rl.robots.channels import Channel, channels_of
 from robot_rl.robots.description import ImageSource, Qos, RobotDescription, StateSource
 from robot_rl.ros import conversion, qos
 from robot_rl.types import Observation
@@ -357,7 +357,8 @@ class Feedback:
 
     def __init__(self, node: Any, robot: RobotDescription, clock: Callable[[], int]) -> None:
         self._node, self._clock = node, clock
-        self.joints: dict[str, tuple[float, int]] = {}
+        self.joints: dict[str, tuple[float, int]] = {}  # of the commands' joints, whoever else is on the topic
+        self._wanted = frozenset(name for channel in channels_of(robot) for name in channel.command.names)
         self.pose: tuple[np.ndarray, int] | None = None
         self.subscriptions = []
         for topic in robot.joint_topics:
@@ -367,7 +368,9 @@ class Feedback:
 
     def _on_joints(self, message: JointState) -> None:
         now = self._clock()
-        self.joints = self.joints | {n: (p, now) for n, p in zip(message.name, message.position, strict=True)}
+        self.joints = self.joints | {
+            n: (p, now) for n, p in zip(message.name, message.position, strict=True) if n in self._wanted
+        }
 
     def _on_pose(self, message: PoseStamped) -> None:
         self.pose = (conversion.pose_vector(message), self._clock())
