@@ -100,7 +100,13 @@ COMMON_PARAMETERS = (
     Parameter("robot_id", "", "name of this robot in records; empty: the namespace", FIXED),
     Parameter("run_dir", "", "folder of the run: store, weights, checkpoints", CONFIGURE),
     Parameter("diagnostics_hz", 1.0, "rate of /diagnostics", RUN_TIME, (0.2, 10.0)),
-    Parameter("executor", "single", "how callbacks are run", FIXED, choices=("single", "events")),
+    Parameter(
+        "executor",
+        "events",
+        "how callbacks are run; single builds a new wait set for every message",
+        FIXED,
+        choices=("single", "events"),
+    ),
     Parameter("rt_priority", 0, "SCHED_FIFO priority to ask for; 0 leaves the scheduler alone", FIXED, (0, 49)),
     Parameter("nice", 0, "nice level to set at start", FIXED, (-20, 19)),
 )
