@@ -66,7 +66,8 @@ RECIPE = """
 extends: {recipe}
 threads: 1
 env: {{id: tabletop/Lift}}
-schedule: {{warmup_steps: 60, return_updates: 10, warmup_updates: 10, batch_size: 64, updates_per_step: 8.0}}
+demos: {{prefill: false}}
+schedule: {{warmup_steps: 60, return_updates: 10, warmup_updates: 10, batch_size: 64, updates_per_step: 8.0, demo_ratio: 0.0, demo_ratio_end: 0.0}}
 learner_process: {{threads: 1}}
 """
 PARAMETERS = """
@@ -149,9 +150,9 @@ def write_recipe(folder: Path) -> tuple[Path, Path]:
     from robot_rl import paths
 
     recipe, parameters = folder / "recipe.yaml", folder / "parameters.yaml"
-    shipped = paths.find(
-        "configs", "recipes", "dsrl_sac.yaml"
-    )  # never calls the base: the policy's cost stays in its own process
+    # Never calls the base, so the policy's cost stays in its own process; and learns from every step: with inference as slow as
+    # here the first row of a chunk never runs, and dsrl_sac, which starts at decisions alone, would find nothing to learn from.
+    shipped = paths.find("configs", "recipes", "rlpd.yaml")
     recipe.write_text(RECIPE.format(recipe=os.path.relpath(shipped, folder)))
     parameters.write_text(PARAMETERS)
     return recipe, parameters
