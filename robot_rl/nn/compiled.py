@@ -266,7 +266,8 @@ def run(net: StackedMLP, x: Tensor, tape: Tape, members: Tensor | None) -> Tenso
         chosen = members.tolist()
         if len(chosen) != plan.slots or min(chosen) < 0 or max(chosen) >= net.n:
             raise ValueError(f"members={chosen}: accepted are {plan.slots} indices below {net.n}")
-        heads = members.contiguous().data_ptr()
+        members = members.contiguous()  # a copy, if it is one, must live as long as the pass
+        heads = members.data_ptr()
     parts = plan.parts(plan.flops)
     calls = [(*plan.head, heads, plan.total, *share, 0, 0) for share in plan.shares(parts, plan.total)]
     side_by_side(plan.program.forward, calls, plan.rooms(parts))

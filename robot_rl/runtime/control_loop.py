@@ -192,10 +192,10 @@ class ControlLoop:
     def observe(
         self, observation: Observation, reward: float, terminated: bool, truncated: bool, stamp_ns: int | None = None
     ) -> None:
-        """What the executed command led to. The step is complete and will be logged behind the next command.
+        """What the executed command led to. The step is complete; the tick that follows logs it, before it returns its command.
 
-        A thread that has just woken pays five times for the same work (its caches are cold), and nobody waits for the log: so
-        the step is only kept here, and the tick that follows logs it once its command is decided.
+        A thread that has just woken pays five times for the same work, because its caches are cold: so the step is only kept
+        here, and logged once the next command has been decided.
         """
         step = self._pending
         if step is None:

@@ -122,7 +122,8 @@ def test_threads_do_not_change_a_bit(case: Case, monkeypatch: pytest.MonkeyPatch
     x, dy = draw(case.batch, case.in_dim), draw(case.n, case.batch, case.out_dim, seed=1)
     results = []
     for threads in (1, 2, 3, 4):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(compiled, "_threads", threads)  # not torch's: what ran before may have called set_threads
+        assert compiled.threads() == threads
         results.append(passes(net, x, dy, True))
         if case.out_dim == 1:
             net.regress(x, net.tape(case.batch), dy[0, :, 0], torch.ones(case.batch))
@@ -138,6 +139,8 @@ def test_some_networks_alone() -> None:
     whole = net.run(x, net.tape(64)).clone()
     some = net.run(x, net.tape(64, 2), members)
     assert torch.equal(some, whole[members])
+    spread = torch.tensor([7, 0, 2, 0])[::2]  # the same indices, not side by side in memory
+    assert torch.equal(net.run(x, net.tape(64, 2), spread), whole[members])
     with pytest.raises(ValueError, match="indices below 10"):
         net.run(x, net.tape(64, 2), torch.tensor([0, 10]))
 

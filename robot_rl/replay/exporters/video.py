@@ -21,7 +21,7 @@ TASKS = Path("/proc/self/task")
 
 @contextmanager
 def scheduling_kept() -> Iterator[None]:
-    """What runs in here changes neither this thread's scheduling nor, when it ends, leaves threads of another one behind.
+    """Give this thread, and threads that begin in here, the scheduling that this thread had before.
 
     SVT-AV1 gives itself and its caller the highest real-time priority there is when it runs as root, as in a container: an
     export would then take the processor from the robot's controllers, and from everything after it in this process.
