@@ -2,7 +2,8 @@
 
 A child process appends episodes and acknowledges over a pipe what it was promised: ``C`` an episode whose commit returned (or
 whose background commit was flushed), ``F`` steps that a flush made durable. The parent kills it at a random instant, reopens
-the store (sometimes killing the recovery as well) and holds the store to every acknowledgement, value by value.
+the store (sometimes killing the recovery as well) and holds the store to every acknowledgement, value by value. Every third
+child stops after a flush (``W``) and waits for its end, so that on any machine some episodes are killed half-way.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def action(key: int, t: int) -> np.ndarray:
     return np.full(ACTIONS, ((key + t) % 19) / 19, np.float32)
 
 
-def child(path: Path, ack: int, seed: int, sync: bool) -> None:
+def child(path: Path, ack: int, seed: int, sync: bool, wait_half_way: bool) -> None:
     store = EpisodeStore.open(path, "a", sync=sync)
     dice = random.Random(seed)
     os.write(ack, b"R 0 0\n")
@@ -73,7 +74,10 @@ def child(path: Path, ack: int, seed: int, sync: bool) -> None:
             )
             if dice.random() < 0.05:
                 store.flush()
-                os.write(ack, f"F k{key} {t + 1}\n".encode())
+                wait = wait_half_way and not end
+                os.write(ack, f"{'W' if wait else 'F'} k{key} {t + 1}\n".encode())
+                while wait:
+                    time.sleep(1)
             elif dice.random() < 0.1:
                 time.sleep(0.001)
         background = dice.random() < 0.5
@@ -114,18 +118,21 @@ def run(path: Path, kills: int, seed: int, sync: bool = True) -> dict[str, objec
     committed: dict[str, int] = {}
     flushed: dict[str, int] = {}
     for kill in range(kills):
+        half_way = kill % 3 == 2
         back, ack = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(back)
             try:
-                child(path, ack, seed * 10_000 + kill, sync)
+                child(path, ack, seed * 10_000 + kill, sync, half_way)
             finally:
                 os._exit(1)
         os.close(ack)
         with os.fdopen(back, "rb") as pipe:
             # Without waiting for an acknowledgement the kill may fall into opening and recovering.
-            heard = [pipe.readline() for _ in range(dice.choice((0, 1, 2, 3, 5, 8)))]
+            heard = [pipe.readline() for _ in range(1 if half_way else dice.choice((0, 1, 2, 3, 5, 8)))]
+            while half_way and heard[-1] and not heard[-1].startswith(b"W"):
+                heard.append(pipe.readline())
             time.sleep(dice.expovariate(1 / 0.03))
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -42,7 +42,7 @@ def no_loss(result: dict) -> None:
 def test_kill_nine(tmp_path: Path):
     result = kill(15, "--seed", "1")
     no_loss(result)
-    assert result["episodes_recovered"] > 0
+    assert result["episodes_recovered"] >= 5  # every third child waited half-way through an episode
 
 
 @pytest.mark.slow
