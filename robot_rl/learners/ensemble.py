@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 from robot_rl.learners.reduce import Reduction, check_reduction, draw_pair, reduce, reduce_with_grad
+from robot_rl.nn import compiled
+from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.grad import without_grad
 from robot_rl.nn.mlp import Activation, StackedMLP, Tape
+
+SWEEP = 32  # updates that are set up as one piece of compiled work
+PICKED = ("min", "min_pair", "mean")  # the reductions that the compiled code has
 
 
 class CriticLoss(NamedTuple):
@@ -25,6 +30,24 @@ class CriticLoss(NamedTuple):
     def loss(self) -> Tensor:
         """(): 0.5 Σ_heads (weighted mean of squared errors)."""
         return 0.5 * (self.slope * (self.q - self.y)).sum()
+
+
+class TDSteps(NamedTuple):
+    """What U temporal-difference updates of B transitions learn from.
+
+    Attributes:
+        x, next_x: (U, B, D) the critics' inputs: what was done, and what is to be valued at the next states.
+        reward, discount: (U, B). bonus: (U, B) or None; ``bonus_scale`` times it is added to the next state's value.
+        weight: (U, B) or None.
+    """
+
+    x: Tensor
+    next_x: Tensor
+    reward: Tensor
+    discount: Tensor
+    bonus: Tensor | None = None
+    bonus_scale: Tensor | float = 1.0
+    weight: Tensor | None = None
 
 
 class CriticEnsemble(StackedMLP):
@@ -108,15 +131,69 @@ class CriticEnsemble(StackedMLP):
             x: (B, D) or (N, B, D). y: (B,) or (N, B) targets. weight: (B,) or None.
         """
         batch = x.shape[-2]
-        tape = self._tape(batch, self.n)
-        if weight is None:
-            if batch not in self._equal:
-                self._equal[batch] = x.new_full((batch,), 1.0 / batch)
-            share = self._equal[batch]
-        else:
-            share = weight / weight.sum().clamp_min(1.0)
-        q, slope = self.regress(x, tape, y, share)
+        q, slope = self.regress(x, self._tape(batch, self.n), y, self._shares(weight, batch, x))
         return CriticLoss(q, slope, y)
+
+    def _shares(self, weight: Tensor | None, batch: int, like: Tensor) -> Tensor:
+        """(..., B): what each row contributes to its batch's mean."""
+        if weight is not None:
+            return weight / weight.sum(-1, keepdim=True).clamp_min(1.0)
+        if batch not in self._equal:
+            self._equal[batch] = like.new_full((batch,), 1.0 / batch)
+        return self._equal[batch]
+
+    @without_grad
+    def td_updates(
+        self, target: CriticEnsemble, optimizer: FlatAdam, tau: float, steps: TDSteps, how: Reduction,
+        generator: torch.Generator | None = None, *, k: float = 1.0,
+    ) -> CriticLoss:  # fmt: skip
+        """U updates in a row while the policy stands still; returns what the last one saw.
+
+        Each one regresses every head onto y = reward + discount (``reduce(target(next_x))`` + bonus_scale bonus), as :meth:`loss_and_grad`
+        does, takes a step of ``optimizer`` and lets ``target`` follow at rate ``tau``. On a CPU with compiled passes, minima as
+        reductions and no limit on the gradient's norm, all of them are one call.
+        """
+        check_reduction(how, self.n)
+        if how in PICKED[:2] and optimizer.compiled and compiled.fits(self, steps.x) and compiled.fits(target, steps.next_x):
+            return self._swept(target, optimizer, tau, steps, how, generator)
+        fit = None
+        for u in range(len(steps.reward)):
+            value = target.reduced_value(steps.next_x[u], how, generator, k=k)
+            if steps.bonus is not None:
+                value = value + steps.bonus_scale * steps.bonus[u]
+            y = torch.addcmul(steps.reward[u], steps.discount[u], value)
+            fit = self.loss_and_grad(steps.x[u], y, None if steps.weight is None else steps.weight[u])
+            optimizer.step(target.flat, tau)
+        assert fit is not None
+        return fit
+
+    def _swept(
+        self, target: CriticEnsemble, optimizer: FlatAdam, tau: float, steps: TDSteps, how: Reduction,
+        generator: torch.Generator | None,
+    ) -> CriticLoss:  # fmt: skip
+        from robot_rl.nn.sweep import Sweep
+
+        updates, batch = steps.reward.shape
+        heads = torch.arange(self.n).expand(updates, -1)
+        if how == "min_pair":
+            pairs = torch.stack([draw_pair(self.n, generator) for _ in range(updates)])
+            heads = pairs if self.n > 2 else heads
+        reward, discount, bonus, weight = (
+            None if t is None else t.to(self.flat.data.dtype).contiguous()
+            for t in (steps.reward, steps.discount, steps.bonus, steps.weight)
+        )
+        assert reward is not None
+        assert discount is not None
+        share = self._shares(weight, batch, reward).expand(updates, -1)
+        y, heads = torch.empty_like(reward), heads.contiguous()
+        for first in range(0, updates, SWEEP):
+            part = slice(first, first + SWEEP)
+            q, slope = Sweep(
+                self, target, self._tape(batch, self.n), target._tape(batch, heads.shape[1]), optimizer, tau,
+                steps.x[part], steps.next_x[part], reward[part], discount[part], None if bonus is None else bonus[part],
+                float(steps.bonus_scale), share[part], heads[part], y[part],
+            ).run()  # fmt: skip
+        return CriticLoss(q, slope, y[-1])
 
     @without_grad
     def input_grad(
@@ -146,11 +223,23 @@ class CriticEnsemble(StackedMLP):
         *,
         k: float = 1.0,
         columns: slice | None = None,
+        by_head: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """V(x) = ``reduce(Q(x), how, generator)``, (B,), and dV_b/dx_b, (B, D): what an actor climbs. ``x`` is (B, D).
 
         Costs one forward and one input-only backward pass; ``columns`` narrows the gradient to the action's columns.
+        ``by_head``: what each head contributes to it, (N, B, D).
         """
+        if how in PICKED and compiled.fits(self, x):
+            from robot_rl.nn import compiled_losses
+
+            tape = self._tape(x.shape[-2], self.n)
+            q = self.run(x, tape).squeeze(-1)
+            heads = draw_pair(self.n, generator) if how == "min_pair" else torch.arange(self.n)
+            v, dq = compiled_losses.pick(q, "mean" if how == "mean" else "min", heads)
+            dx = self.backward(tape, dq.unsqueeze(-1), parameters=False, inputs=True if columns is None else columns)
+            assert dx is not None
+            return v, dx if by_head else dx.sum(0)
         value: list[Tensor] = []
 
         def slope(q: Tensor) -> Tensor:
@@ -158,5 +247,5 @@ class CriticEnsemble(StackedMLP):
             value.append(v)
             return dq
 
-        _, dx = self.input_grad(x, slope, columns)
+        _, dx = self.input_grad(x.expand(self.n, -1, -1) if by_head else x, slope, columns)
         return value[0], dx

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robot_rl.learners.ensemble import CriticEnsemble
+from robot_rl.learners.ensemble import PICKED, CriticEnsemble, TDSteps
 from robot_rl.learners.reduce import Reduction, check_reduction
+from robot_rl.nn import compiled
 from robot_rl.nn.actor import ActorSample, GaussianTanhActor, Temperature
 from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.grad import without_grad
@@ -44,6 +45,10 @@ class Transitions:
     discount: Tensor
     next_observation: Tensor
     weight: Tensor | None = None
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -133,13 +138,17 @@ class SACLearner:
         Returns 0-dim tensors about the last ones, nothing without ``report``.
 
         Raises:
-            ValueError: the number of batches is not ``config.utd``.
+            ValueError: the number of batches is not ``config.utd``, or they differ in size or in whether they have weights.
         """
         metrics: dict[str, Tensor] = {}
         with torch.no_grad(), matmul_precision(self.config.matmul_precision):
             todo = list(batches)
             if len(todo) != self.config.utd:
                 raise ValueError(f"update() got {len(todo)} batches; config.utd={self.config.utd}")
+            if len({(len(b.reward), b.weight is None) for b in todo}) > 1:
+                raise ValueError(
+                    "update() got batches that differ in size or in whether they have weights; accepted are equal ones"
+                )
             while todo:  # the actor stands still for so many critic updates
                 group = todo[: self.config.actor_every - self.critic_updates % self.config.actor_every]
                 todo = todo[len(group) :]
@@ -148,41 +157,52 @@ class SACLearner:
 
     def _update(self, group: list[Transitions], report: bool) -> dict[str, Tensor]:
         c = self.config
-        alpha = self.temperature.alpha
         # One pass of the actor draws for all of the group's targets and, in its first rows, for its own loss.
         own = len(group[-1].reward) if (self.critic_updates + len(group)) % c.actor_every == 0 else 0
-        seen = torch.cat([*([group[-1].observation] if own else []), *(b.next_observation for b in group)])
-        draw = self._draw(seen)
-        x_drawn = torch.cat((seen, draw.u), -1)
-        entropy = alpha * draw.log_prob if c.entropy_backup else None
+        seen = [*([group[-1].observation] if own else []), *(b.next_observation for b in group)]
+        x_drawn = seen[0].new_empty(sum(map(len, seen)), c.observation_dim + c.action_dim)
+        torch.cat(seen, out=x_drawn[:, : c.observation_dim])
+        alpha = self.temperature.alpha
 
         metrics: dict[str, Tensor] = {}
-        first = own
-        for b in group:
-            rows = slice(first, first := first + len(b.reward))
-            v_next = self.target.reduced_value(x_drawn[rows], c.target_reduce, self.generators["reduce"], k=c.lcb_k)
-            if entropy is not None:
-                v_next = v_next - entropy[rows]
-            y = torch.addcmul(b.reward, b.discount, v_next)
-            fit = self.critic.loss_and_grad(torch.cat((b.observation, b.action), -1), y, b.weight)
-            if report and b is group[-1]:
+        with compiled.together(not report and self._compiled(x_drawn)):
+            draw = self._draw(x_drawn)  # is under way while the rest is being put together
+            x = torch.cat((_stack([b.observation for b in group]), _stack([b.action for b in group])), -1)
+            weights = [b.weight for b in group if b.weight is not None]
+            steps = TDSteps(
+                x, x_drawn[own:].view_as(x), _stack([b.reward for b in group]), _stack([b.discount for b in group]),
+                draw.log_prob[own:].view(len(group), -1) if c.entropy_backup else None, -alpha,
+                _stack(weights) if weights else None,
+            )  # fmt: skip
+            fit = self.critic.td_updates(
+                self.target, self.critic_optimizer, c.tau, steps, c.target_reduce, self.generators["reduce"], k=c.lcb_k
+            )  # fmt: skip
+            if report:
                 spread = fit.q.std(0, correction=0).mean()
-                metrics = {"critic_loss": fit.loss, "q": fit.q.mean(), "q_std": spread, "target": y.mean()}
-            self.critic_optimizer.step(self.target.flat, c.tau)
-        self.critic_updates += len(group)
-        if own:
-            metrics |= self._update_actor(draw, x_drawn[:own], alpha, report)
+                metrics = {"critic_loss": fit.loss, "q": fit.q.mean(), "q_std": spread, "target": fit.y.mean()}
+            self.critic_updates += len(group)
+            if own:
+                metrics |= self._update_actor(draw, x_drawn[:own], alpha, report)
         return metrics
+
+    def _compiled(self, x: Tensor) -> bool:
+        """Whether nothing but compiled passes stands between a draw and the temperature's step."""
+        c = self.config
+        return (
+            all(compiled.fits(net, x) for net in (self.actor, self.critic, self.target))
+            and all(adam.compiled for adam in (self.actor_optimizer, self.critic_optimizer, self.temperature.optimizer))
+            and c.target_reduce in PICKED[:2]
+            and c.actor_reduce in PICKED
+        )
 
     def _update_actor(self, draw: ActorSample, x: Tensor, alpha: Tensor, report: bool) -> dict[str, Tensor]:
         """alpha log π(u|s) - reduce(Q(s, u)), averaged over the first rows of the draw; then the temperature from them."""
         c, batch = self.config, len(x)
         log_prob = draw.log_prob[:batch]
         value, dvalue = self.critic.reduced_input_grad(
-            x, c.actor_reduce, self.generators["reduce"], k=c.lcb_k, columns=slice(c.observation_dim, None)
+            x, c.actor_reduce, self.generators["reduce"], k=c.lcb_k, columns=slice(c.observation_dim, None), by_head=True
         )
-        du = dvalue.div_(-batch)
-        self.actor.backward_draw(draw, du, (alpha / batch).expand(batch), rows=batch)
+        self.actor.backward_draw(draw, dvalue, (alpha / batch).expand(batch), rows=batch, scale=-1 / batch)
         self.actor_optimizer.step()
         alpha_loss = self.temperature.step(log_prob)
         self.actor_updates += 1
@@ -191,11 +211,12 @@ class SACLearner:
         entropy = -log_prob.mean()
         return {"actor_loss": -alpha * entropy - value.mean(), "entropy": entropy, "alpha": alpha, "alpha_loss": alpha_loss}
 
-    def _draw(self, observation: Tensor) -> ActorSample:
-        rows = len(observation)
+    def _draw(self, x: Tensor) -> ActorSample:
+        """Actions for the observations in the first columns of ``x``, written to its last."""
+        rows, split = len(x), self.config.observation_dim
         if rows not in self._tapes:
             self._tapes[rows] = self.actor.tape(rows)
-        return self.actor.draw(observation, self.generators["actor"], self._tapes[rows])
+        return self.actor.draw(x[:, :split], self.generators["actor"], self._tapes[rows], x[:, split:])
 
     # ---- exact resume
 

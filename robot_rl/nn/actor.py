@@ -25,7 +25,7 @@ class ActorSample(NamedTuple):
     log_prob: Tensor  # (B,) log density of u in unit space
     noise: Tensor  # (B, A) the standard normal it was made of
     std: Tensor  # (B, A)
-    free: Tensor  # (B, A) whether log_std was inside its limits
+    free: Tensor  # (B, A) whether log_std was inside its limits, as a number or a truth
     tape: Tape
 
 
@@ -83,19 +83,40 @@ class GaussianTanhActor(StackedMLP):
     # ---- without autograd
 
     @without_grad
-    def draw(self, features: Tensor, generator: torch.Generator | None = None, tape: Tape | None = None) -> ActorSample:
-        """Like :meth:`rsample` (same generator, same draw), without autograd. A tape saves the allocations."""
+    def draw(
+        self,
+        features: Tensor,
+        generator: torch.Generator | None = None,
+        tape: Tape | None = None,
+        into: Tensor | None = None,
+    ) -> ActorSample:
+        """Like :meth:`rsample` (same generator, same draw), without autograd.
+
+        A tape saves the allocations; u is written ``into`` (B, A) if given, whose last axis must be contiguous.
+        """
         tape = self.tape(len(features)) if tape is None else tape
-        mean, raw = self.run(features, tape)[0].chunk(2, -1)
+        out = self.run(features, tape)[0]
+        noise = torch.randn((len(features), self.action_dim), generator=generator, dtype=out.dtype, device=out.device)
+        u = torch.empty_like(noise) if into is None else into
+        if tape.compiled:
+            from robot_rl.nn import compiled_losses
+
+            log_prob, std, free = compiled_losses.draw(out, noise, u, (LOG_STD_MIN, LOG_STD_MAX))
+            return ActorSample(u, log_prob, noise, std, free, tape)
+        mean, raw = out.chunk(2, -1)
         log_std = raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         std = log_std.exp()
         x = torch.addcmul(mean, std, noise)
-        return ActorSample(torch.tanh(x), squashed_log_prob(noise, log_std, x), noise, std, raw == log_std, tape)
+        u.copy_(torch.tanh(x))
+        return ActorSample(u, squashed_log_prob(noise, log_std, x), noise, std, raw == log_std, tape)
 
     @without_grad
-    def backward_draw(self, sample: ActorSample, du: Tensor, dlog_prob: Tensor, rows: int | None = None) -> None:
-        """Overwrite ``flat.grad`` with the gradient of L, given dL/du (B, A) and dL/dlog_prob (B,).
+    def backward_draw(
+        self, sample: ActorSample, du: Tensor, dlog_prob: Tensor, rows: int | None = None, scale: float = 1.0
+    ) -> None:
+        """Overwrite ``flat.grad`` with the gradient of L, given dL/dlog_prob (B,) and dL/du (B, A) divided by ``scale``.
+
+        ``du`` may also be (N, B, A), N terms of that.
 
         With x = mean + std ε and u = tanh x::
 
@@ -106,6 +127,14 @@ class GaussianTanhActor(StackedMLP):
         ``rows``: only the first rows of the draw take part (``du`` and ``dlog_prob`` have that many).
         """
         u, noise, std, free = (t[:rows] for t in (sample.u, sample.noise, sample.std, sample.free))
+        if sample.tape.compiled:
+            from robot_rl.nn import compiled_losses
+
+            terms = du if du.dim() == 3 else du.unsqueeze(0)
+            dy = compiled_losses.draw_backward(terms, scale, dlog_prob, u, noise, std, free)
+            self.backward(sample.tape, dy, rows=rows)
+            return
+        du = (du.sum(0) if du.dim() == 3 else du) * scale
         dlog_prob = dlog_prob.unsqueeze(-1)
         dx = torch.addcmul(du, u, 2 * dlog_prob - du * u)
         dlog_std = (dx * std).mul_(noise).sub_(dlog_prob).mul_(free)
@@ -166,6 +195,11 @@ class Temperature(nn.Module):
     @without_grad
     def step(self, log_prob: Tensor) -> Tensor:
         """One Adam step from log densities (B,); returns the loss, (). Does nothing but that when fixed."""
+        if self.optimizer.compiled:
+            from robot_rl.nn import compiled_losses
+
+            floor = math.log(self.floor) if self.floor > 0 else -math.inf
+            return compiled_losses.temperature(self.flat, self.optimizer, log_prob, self.fixed, self.target_entropy, floor)
         slope = -(log_prob.mean() + self.target_entropy)  # dloss/dlog α
         loss = self.log_alpha.detach() * slope
         if not self.fixed:

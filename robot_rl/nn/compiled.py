@@ -1,14 +1,13 @@
 """Which code runs a network's passes without autograd, and the bridge to the compiled one.
 
 Two paths compute the same numbers up to rounding: plain torch operations, which run anywhere, and the fused kernels of
-:mod:`robot_rl.nn.kernels`, compiled by numba on first use and kept in its cache on disk. :func:`path` says which one a tensor
+:mod:`robot_rl.nn.kernels`, compiled by LLVM when a process first needs them (about a second). :func:`path` says which one a tensor
 takes. The choice depends on the machine, the device and the dtype alone, never on time, load or the number of threads, so
 a resumed run takes the path it took before.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 import threading
@@ -109,11 +108,27 @@ def _kernels() -> ModuleType:
     return kernels
 
 
-def side_by_side(function: Any, calls: Sequence[tuple[Any, ...]], rooms: Sequence[tuple[int, int]]) -> None:
-    """:func:`robot_rl.nn.team.side_by_side`, imported where there is something to run: it needs llvmlite."""
-    from robot_rl.nn import team
+def _team() -> ModuleType:
+    from robot_rl.nn import team  # where there is something to run: it needs llvmlite
 
+    return team
+
+
+def side_by_side(function: Any, calls: Sequence[tuple[Any, ...]], rooms: Sequence[tuple[int, int]], *held: Any) -> None:
+    """:func:`robot_rl.nn.team.side_by_side`; ``held`` are the tensors that the calls work on."""
+    team = _team()
+    team.hold(*held)
     team.side_by_side(function, calls, rooms)
+
+
+@contextmanager
+def together(possible: bool) -> Iterator[None]:
+    """:func:`robot_rl.nn.team.together` where ``possible``: that every operation in the block is a compiled one."""
+    if possible:
+        with _team().together():
+            yield
+    else:
+        yield
 
 
 # ---- memory that kernels write to
@@ -124,12 +139,14 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.rooms: dict[tuple[int, Any], tuple[int, int, int, tuple[np.ndarray, ...]]] = {}
+        self.outgrown: list[Any] = []  # a call that was made before may still be using them
 
     def of(self, part: int, dtype: Any, elements: int) -> tuple[int, int]:
         """Addresses of at least so many elements and of the kernels' edge tile (zeros behind it)."""
         room = self.rooms.get((part, dtype))
         if room is None or room[0] < elements:
             work, edge = np.zeros(elements, dtype), np.zeros(_kernels().EDGE_ELEMENTS, dtype)
+            self.outgrown.append(room)
             room = self.rooms[part, dtype] = elements, work.ctypes.data, edge.ctypes.data, (work, edge)
         return room[1:3]
 
@@ -140,7 +157,8 @@ _DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32)
 
 
 @lru_cache(maxsize=2)
-def _program(dtype: torch.dtype) -> Any:
+def program(dtype: torch.dtype) -> Any:
+    """The compiled kernels for tensors of that kind."""
     return _kernels().program(_DTYPES[dtype].name)
 
 
@@ -179,14 +197,17 @@ class Plan:
             )  # fmt: skip
         self.tape = np.array(rows, np.int64)
         self.first = self.tape.data.cast("B")  # its first words are where the input is
-        self.program = _program(flat.data.dtype)
+        self.program = program(flat.data.dtype)
         self.everyone = np.arange(self.slots)
         self.all_heads = self.everyone.ctypes.data
         self.widest = max(net.hidden)
         self.head = (len(rows), *(a.ctypes.data for a in (self.dims, self.params, self.tape)))
+        self.layers = net.layers
+        self._tables: np.ndarray | None = None
+        self._slices: np.ndarray | None = None
         chunks = -(-self.total // kernels.CHUNK)
         self._sums: tuple[np.ndarray, int] | None = None
-        self._sums_size = self.slots * len(net.hidden) * chunks * 3 * self.widest
+        self._sums_size = self.slots * len(net.hidden) * chunks * 2 * self.widest if net.layer_norm else 1
         self.dq = torch.empty(self.slots, self.total, dtype=flat.data.dtype)
         pairs = list(zip(self.dims[:-1], self.dims[1:], strict=True))
         self.elements = max(
@@ -197,6 +218,28 @@ class Plan:
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None  # these addresses are of the original's buffers; the copy makes its own plan
 
+    def tapes(self, x: Tensor) -> list[int]:
+        """Addresses of one tape table for each of ``x`` (U, B, D), valid until the next call; they share the buffers."""
+        if self._tables is None or len(self._tables) < len(x):
+            self._tables = np.tile(self.tape, (len(x), 1, 1))
+        self._tables[: len(x), 0, :3] = 0
+        self._tables[: len(x), 0, 0] = x.data_ptr() + self.size * x.stride(0) * np.arange(len(x))
+        self._tables[: len(x), 0, 2] = self.size * x.stride(1)
+        first, step = self._tables.ctypes.data, self._tables.strides[0]
+        return [first + step * u for u in range(len(x))]
+
+    @property
+    def slices(self) -> tuple[int, int]:
+        """Address of (networks, pieces, 2): first byte and elements of a network's pieces of the flat vectors; how many pieces."""
+        if self._slices is None:
+            start = self.owner[0]
+            tensors = [t for weight, bias, norm in self.layers for t in (weight, bias, *(norm or ()))]
+            rows = [
+                [(t.data_ptr() - start + h * t.stride(0) * self.size, t[0].numel()) for t in tensors] for h in range(self.slots)
+            ]
+            self._slices = np.array(rows, np.int64)
+        return self._slices.ctypes.data, self._slices.shape[1]
+
     @property
     def sums(self) -> int:
         if self._sums is None:
@@ -204,9 +247,10 @@ class Plan:
             self._sums = room, room.ctypes.data
         return self._sums[1]
 
-    def rooms(self, parts: int) -> list[tuple[int, int]]:
-        """Work space of every thread that takes part."""
-        return [_scratch.of(part, self.dtype, self.elements) for part in range(parts)]
+    def rooms(self, parts: int, other: Plan | None = None) -> list[tuple[int, int]]:
+        """Work space of every thread that takes part in this plan's passes, and another's."""
+        elements = max(self.elements, 0 if other is None else other.elements)
+        return [_scratch.of(part, self.dtype, elements) for part in range(parts)]
 
     def parts(self, flops: float) -> int:
         return max(1, min(threads(), int(flops / WORTH_A_THREAD)))
@@ -232,7 +276,7 @@ def owner(flat: FlatParameters) -> tuple[int, int]:
     return flat.data.data_ptr(), flat.grad.data_ptr()
 
 
-def _plan(net: StackedMLP, tape: Tape) -> Plan:
+def plan_of(net: StackedMLP, tape: Tape) -> Plan:
     if tape.plan is None or tape.plan.owner != owner(net.flat):
         tape.plan = Plan(net, tape)
     return tape.plan
@@ -259,7 +303,7 @@ def _enter(plan: Plan, x: Tensor) -> Tensor:
 
 def run(net: StackedMLP, x: Tensor, tape: Tape, members: Tensor | None) -> Tensor:
     """The compiled :meth:`StackedMLP.run`; shapes are checked there."""
-    plan = _plan(net, tape)
+    plan = plan_of(net, tape)
     tape.inputs = [_enter(plan, x)]
     heads = plan.all_heads
     if members is not None:
@@ -270,7 +314,7 @@ def run(net: StackedMLP, x: Tensor, tape: Tape, members: Tensor | None) -> Tenso
         heads = members.data_ptr()
     parts = plan.parts(plan.flops)
     calls = [(*plan.head, heads, plan.total, *share, 0, 0) for share in plan.shares(parts, plan.total)]
-    side_by_side(plan.program.forward, calls, plan.rooms(parts))
+    side_by_side(plan.program.forward, calls, plan.rooms(parts), plan, x, members)
     return tape.outputs[-1]
 
 
@@ -278,7 +322,7 @@ def backward(
     net: StackedMLP, tape: Tape, dy: Tensor, parameters: bool, inputs: slice | bool, rows: int | None
 ) -> Tensor | None:
     """The compiled :meth:`StackedMLP.backward`."""
-    plan = _plan(net, tape)
+    plan = plan_of(net, tape)
     rows = plan.total if rows is None else rows
     dy = dy.to(net.flat.data.dtype).contiguous()
     if dy.shape != (net.n, rows, net.out_dim):
@@ -289,7 +333,7 @@ def backward(
     rooms = plan.rooms(parts)
     calls: list[tuple[int, ...]]
     calls = [(*plan.head, plan.total, *slope, *share, plan.sums, plan.widest, 0, 0) for share in shares]
-    side_by_side(plan.program.backward_rows, calls, rooms)
+    side_by_side(plan.program.backward_rows, calls, rooms, plan, dy)
     if parameters:
         _parameters(plan, rows, slope, shares, rooms)
     if inputs is False:
@@ -300,7 +344,7 @@ def backward(
     dx = torch.empty(plan.slots, rows, max(0, last - first), dtype=dy.dtype)
     if dx.numel():
         calls = [(*plan.head, plan.total, rows, *share, first, last - first, dx.data_ptr(), 0, 0) for share in shares]
-        side_by_side(plan.program.backward_inputs, calls, rooms)
+        side_by_side(plan.program.backward_inputs, calls, rooms, dx)
     return dx
 
 
@@ -316,7 +360,7 @@ def _parameters(
 
 def regress(net: StackedMLP, x: Tensor, tape: Tape, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The compiled :meth:`StackedMLP.regress`: forward, slopes and backward without a pause between them."""
-    plan = _plan(net, tape)
+    plan = plan_of(net, tape)
     tape.inputs = [x := _enter(plan, x)]
     dtype, total = net.flat.data.dtype, plan.total
     y, weight = y.to(dtype).contiguous(), weight.to(dtype).contiguous()
@@ -328,26 +372,30 @@ def regress(net: StackedMLP, x: Tensor, tape: Tape, y: Tensor, weight: Tensor) -
     error = (y.data_ptr(), total * plan.size if y.dim() == 2 else 0, weight.data_ptr(), plan.dq.data_ptr())
     front = (*plan.head, plan.all_heads, total, *error)
     if plan.by_network(parts):
-        side_by_side(plan.program.regress_whole, [(*front, *s[:2], *sums) for s in shares], rooms)
+        side_by_side(plan.program.regress_whole, [(*front, *s[:2], *sums) for s in shares], rooms, plan, x, y, weight)
     else:
-        side_by_side(plan.program.regress, [(*front, *s, *sums) for s in shares], rooms)
+        side_by_side(plan.program.regress, [(*front, *s, *sums) for s in shares], rooms, plan, x, y, weight)
         _parameters(plan, total, (plan.dq.data_ptr(), total * plan.size, plan.size), shares, rooms)
     return tape.outputs[-1].squeeze(-1), plan.dq
 
 
 def adam(
-    flat: FlatParameters, exp_avg: Tensor, exp_avg_sq: Tensor, follower: Tensor | None, tau: float, count: float,
-    *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float,
+    flat: FlatParameters, exp_avg: Tensor, exp_avg_sq: Tensor, follower: Tensor | None, numbers: tuple[float, ...]
 ) -> None:  # fmt: skip
     """One step of Adam, and of the vector that follows the parameters, in one sweep over memory."""
-    elements, size = len(flat.data), flat.data.element_size()
-    parts = max(1, min(threads(), elements // WORTH_A_SWEEP))
-    edges = [elements * p // parts // 16 * 16 for p in range(parts)] + [elements]
+    size = flat.data.element_size()
+    edges = adam_edges(flat, threads())
     vectors = [t.data_ptr() for t in (flat.data, flat.grad, exp_avg, exp_avg_sq)]
     target = 0 if follower is None else follower.data_ptr()
-    (b1, b2), t = betas, float(count)
-    numbers = (lr / (1 - b1**t), 1 - lr * weight_decay, 1 - b1, 1 - b2, math.sqrt(1 - b2**t), eps, tau)
     calls = [
-        (b - a, *(v + a * size for v in vectors), target + a * size if target else 0, *numbers) for a, b in pairwise(edges)
+        (b - a, *(v + a * size for v in vectors), target + a * size if target else 0, *numbers, 0, 0)
+        for a, b in pairwise(edges)
     ]
-    side_by_side(_program(flat.data.dtype).adam, calls, [(0, 0)] * parts)
+    side_by_side(program(flat.data.dtype).adam, calls, [(0, 0)] * len(calls))
+
+
+def adam_edges(flat: FlatParameters, parts: int) -> list[int]:
+    """Where at most so many pieces of the flat vectors begin and end."""
+    elements = len(flat.data)
+    parts = max(1, min(parts, elements // WORTH_A_SWEEP))
+    return [elements * p // parts // 16 * 16 for p in range(parts)] + [elements]

@@ -7,6 +7,7 @@ contiguous vector; :class:`FlatAdam` and :func:`polyak_` then work on that vecto
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -139,6 +140,12 @@ class FlatAdam:
         # The fused kernel is private in torch; where a release lacks it, the same maths runs as seven plain operations.
         self.fused = hasattr(torch, "_fused_adamw_") and parameters.data.device.type in ("cpu", "cuda")
 
+    @property
+    def compiled(self) -> bool:
+        """Whether a step is nothing but one pass of compiled code over the vectors."""
+        data = self.parameters.data
+        return self.fused and self.max_grad_norm is None and compiled.path(data.device, data.dtype) == "compiled"
+
     @without_grad
     def step(self, follower: FlatParameters | None = None, tau: float = 0.0) -> None:
         """One update from ``parameters.grad`` (which is left as it is, apart from clipping).
@@ -152,19 +159,24 @@ class FlatAdam:
             flat.clip_grad_norm_(self.max_grad_norm)
         (b1, b2), p, g = self.betas, flat.data, flat.grad
         if self.fused and compiled.path(p.device, p.dtype) == "compiled":
-            count = self.step_count.numpy()  # the same memory: a torch operation on one number costs ten times this
-            count += 1
             if follower is not None and follower.data.shape != p.shape:
                 _check_same_layout(follower, flat)
             compiled.adam(
-                flat, self.exp_avg, self.exp_avg_sq, None if follower is None else follower.data, tau, float(count),
-                lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay,
+                flat, self.exp_avg, self.exp_avg_sq, None if follower is None else follower.data, self.advance(tau)
             )  # fmt: skip
             return
         self.step_count.add_(1)
         self._step(p, g, b1, b2)
         if follower is not None:
             polyak_(follower, flat, tau)
+
+    def advance(self, tau: float) -> tuple[float, ...]:
+        """Count one more step, and tell what the compiled code (:func:`robot_rl.nn.kernels.adam`) wants to know of it."""
+        count = self.step_count.numpy()  # the same memory: a torch operation on one number costs ten times this
+        count += 1
+        (b1, b2), t = self.betas, float(count)
+        decay = 1 - self.lr * self.weight_decay
+        return self.lr / (1 - b1**t), decay, 1 - b1, 1 - b2, math.sqrt(1 - b2**t), self.eps, tau
 
     def _step(self, p: Tensor, g: Tensor, b1: float, b2: float) -> None:
         if self.fused:

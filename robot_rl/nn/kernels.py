@@ -23,25 +23,37 @@ from typing import Any
 
 from llvmlite import ir
 
+from robot_rl.nn import adam, losses
+from robot_rl.nn.adam import NUMBERS, adam_slices
 from robot_rl.nn.products import (
     BLOCK_ROWS,
     EDGE_ELEMENTS,
     TILE,
+    TILES,
     left_panel,
     pack_left_transposed,
     pack_right,
+    pack_right_and_sum,
     pack_right_transposed,
     product,
-    tile,
 )
 from robot_rl.nn.simd import Emitter, Int, Kernel, Program
 
-CHUNK = 24  # rows whose bias and LayerNorm gradients are added up before they join the others; a multiple of TILE
+CHUNK = 24  # rows whose LayerNorm gradients are added up before they join the others; a multiple of TILE
 PARAMS, TAPE = 8, 7  # entries of a layer in those tables
 (X, X_HEAD, X_ROW, OUT, NORMALISED, RSTD, SLOPE), (WEIGHT, BIAS, GAIN, SHIFT) = range(7), range(4)
 LAYER_NORM_EPS = 1e-5
 
-_KERNELS = [tile, product, pack_right, pack_right_transposed, pack_left_transposed]
+_KERNELS = [
+    *adam.KERNELS,
+    *losses.KERNELS,
+    *TILES,
+    product,
+    pack_right,
+    pack_right_and_sum,
+    pack_right_transposed,
+    pack_left_transposed,
+]
 
 
 def _kernel(*numbers: str) -> Callable[[Callable[..., None]], Kernel]:
@@ -71,19 +83,13 @@ def _scaled(e: Emitter, factor: Any, x: Int, plus: Int | None, offset: Int) -> A
     return e.b.fmul(factor, value) if plus is None else e.fma(factor, value, e.load(plus + offset))
 
 
+def _gated(e: Emitter, h: Int, x: Int, offset: Int) -> Any:
+    """x where h > 0, else 0."""
+    return e.positive(e.load(h + offset), e.load(x + offset))
+
+
 def _sum(e: Emitter, x: Int, y: Int, offset: Int) -> Any:
     return e.b.fadd(e.load(x + offset), e.load(y + offset))
-
-
-def _relu(e: Emitter, n: Int, x: Int) -> None:
-    """In place, keeping NaN."""
-
-    def body(o: Int, _: list[Any]) -> list[Any]:
-        value = e.load(x + o)
-        e.store(e.positive(value, value), x + o)
-        return []
-
-    e.over(n, body)
 
 
 def _dot(e: Emitter, n: Int, x: Int, y: Int) -> Any:
@@ -115,29 +121,19 @@ def _norm_relu(e: Emitter, n: Int, z: Int, h: Int, gain: Int, shift: Int) -> Any
     return rstd
 
 
-def _relu_backward(e: Emitter, n: Int, d: Int, h: Int, dbias: Int) -> None:
-    """d = d [h > 0]; adds to dbias."""
+def _norm_relu_backward(e: Emitter, n: Int, d: Int, x: Int, gain: Int, shift: Int, rstd: Any, dgain: Int, dshift: Int) -> None:
+    """dL/dh in ``d`` becomes dL/dz of :func:`_norm_relu` (``x`` is x̂); adds to dgain and dshift.
 
-    def body(o: Int, _: list[Any]) -> list[Any]:
-        dz = e.positive(e.load(h + o), e.load(d + o))
-        e.store(dz, d + o)
-        e.store(e.b.fadd(dz, e.load(dbias + o)), dbias + o)
-        return []
-
-    e.over(n, body)
-
-
-def _norm_relu_backward(
-    e: Emitter, n: Int, d: Int, h: Int, x: Int, gain: Int, rstd: Any, dgain: Int, dshift: Int, dbias: Int
-) -> None:
-    """dL/dh in ``d`` becomes dL/dz of :func:`_norm_relu` (``x`` is x̂); adds to dgain, dshift and dbias."""
+    Whether h > 0 is computed again, to the bit: h itself is no longer in cache.
+    """
     b = e.b
 
     def first(o: Int, s: list[Any]) -> list[Any]:
-        da, xhat = e.positive(e.load(h + o), e.load(d + o)), e.load(x + o)
+        xhat, g = e.load(x + o), e.load(gain + o)
+        da = e.positive(e.fma(xhat, g, e.load(shift + o)), e.load(d + o))
         e.store(e.fma(da, xhat, e.load(dgain + o)), dgain + o)
         e.store(b.fadd(da, e.load(dshift + o)), dshift + o)
-        dx = b.fmul(da, e.load(gain + o))
+        dx = b.fmul(da, g)
         e.store(dx, d + o)
         return [b.fadd(s[0], dx), e.fma(dx, xhat, s[1])]
 
@@ -145,9 +141,7 @@ def _norm_relu_backward(
     mean, slope = (e.spread(b.fdiv(total, count)) for total in e.over(n, first, 2))
 
     def second(o: Int, _: list[Any]) -> list[Any]:
-        dz = b.fmul(b.fsub(e.load(d + o), e.fma(e.load(x + o), slope, mean)), r)
-        e.store(dz, d + o)
-        e.store(b.fadd(dz, e.load(dbias + o)), dbias + o)
+        e.store(b.fmul(b.fsub(e.load(d + o), e.fma(e.load(x + o), slope, mean)), r), d + o)
         return []
 
     e.over(n, second)
@@ -202,19 +196,20 @@ def forward(
             with e.range(r0, r1, BLOCK_ROWS) as m0:
                 m1 = r1.min(m0 + BLOCK_ROWS)
                 left, out = layer.x + m0 * layer.row, z + m0 * layer.out_row
-                e.call(product, m1 - m0, layer.n, layer.k, left, layer.row, 0, scratch, bias, out, layer.out_row, edge)
+                gate = (~last & ~layer.normed).choose(1, 0)
+                e.call(
+                    product, m1 - m0, layer.n, layer.k, left, layer.row, 0, scratch, bias, out, layer.out_row, gate, 0, edge
+                )  # fmt: skip
                 with e.when(~last & layer.normed), e.range(m0, m1) as m:
                     o = m * layer.out_row
                     rstd = _norm_relu(e, layer.n, z + o, h + o, layer.parameter(GAIN), layer.parameter(SHIFT))
                     e.put(rstd, layer.rstd + m * e.size)
-                with e.when(~last & ~layer.normed), e.range(m0, m1) as m:
-                    _relu(e, layer.n, h + m * layer.out_row)
 
 
 def _sums(e: Emitter, sums: Int, layers: Int, total: Int, widest: Int, slot: Int, i: Int, row: Int) -> Int:
-    """Where the chunk of a row of hidden layer ``i`` has its three sums of ``widest`` elements each."""
+    """Where the chunk of a row of hidden layer ``i`` has its two sums of ``widest`` elements each."""
     chunks = (total + (CHUNK - 1)) // CHUNK
-    return sums + ((slot * (layers - 1) + i) * chunks + row // CHUNK) * 3 * widest * e.size
+    return sums + ((slot * (layers - 1) + i) * chunks + row // CHUNK) * 2 * widest * e.size
 
 
 @_kernel()
@@ -224,7 +219,7 @@ def backward_rows(
 ) -> None:  # fmt: skip
     """dL/dz of every hidden layer from dL/dy; ``r0`` is a multiple of CHUNK. Slot s is network s.
 
-    ``sums`` (slots, hidden layers, chunks, 3, widest): the chunks' dgain, dshift and dbias.
+    ``sums`` (slots, hidden layers, chunks, 2, widest): the chunks' dgain and dshift, with LayerNorm.
     """
     zeros = edge + (EDGE_ELEMENTS - 16) * e.size
     with e.range(s0, s1) as s, e.range(1, layers) as back:
@@ -239,23 +234,22 @@ def backward_rows(
             e.call(pack_right_transposed, weight, layer.out_row, n, k, scratch, zeros)
         with e.range(r0, r1, BLOCK_ROWS) as m0:
             m1 = r1.min(m0 + BLOCK_ROWS)
+            gate = before.normed.choose(0, h + m0 * width)
             with e.when(~single):
-                e.call(product, m1 - m0, k, n, d + m0 * row, row, 0, scratch, 0, out + m0 * width, width, edge)
-            with e.range(m0, m1) as m:
+                e.call(
+                    product, m1 - m0, k, n, d + m0 * row, row, 0, scratch, 0, out + m0 * width, width, gate, width, edge
+                )  # fmt: skip
+            with e.when(single), e.range(m0, m1) as m:
+                e.write(k, out + m * width, partial(_scaled, e, e.spread(e.get(d + m * row)), weight, None))
+                with e.when(~before.normed):
+                    e.write(k, out + m * width, partial(_gated, e, h + m * width, out + m * width))
+            with e.when(before.normed), e.range(m0, m1) as m:
                 o = m * width
                 dgain = _sums(e, sums, layers, total, widest, s, i - 1, m)
-                dshift, dbias = dgain + widest * e.size, dgain + widest * (2 * e.size)
                 with e.when((m // CHUNK * CHUNK).is_(m)):
-                    _clear(e, widest * 3, dgain)
-                with e.when(single):
-                    factor = e.spread(e.get(d + m * row))
-                    e.write(k, out + o, partial(_scaled, e, factor, weight, None))
-                with e.when(before.normed):
-                    rstd = e.get(before.rstd + m * e.size)
-                    gain = before.parameter(GAIN)
-                    _norm_relu_backward(e, k, out + o, h + o, x + o, gain, rstd, dgain, dshift, dbias)
-                with e.when(~before.normed):
-                    _relu_backward(e, k, out + o, h + o, dbias)
+                    _clear(e, widest * 2, dgain)
+                rstd, gain, shift = e.get(before.rstd + m * e.size), before.parameter(GAIN), before.parameter(SHIFT)
+                _norm_relu_backward(e, k, out + o, x + o, gain, shift, rstd, dgain, dgain + widest * e.size)
 
 
 @_kernel()
@@ -271,7 +265,7 @@ def backward_inputs(
         weight, d = layer.parameter(WEIGHT) + first * row, layer.buffer(SLOPE) + r0 * row
         e.call(pack_right_transposed, weight, row, layer.n, columns, scratch, zeros)
         target = out + (s * rows + r0) * width
-        e.call(product, r1 - r0, columns, layer.n, d, row, 0, scratch, 0, target, width, edge)
+        e.call(product, r1 - r0, columns, layer.n, d, row, 0, scratch, 0, target, width, 0, 0, edge)
 
 
 @_kernel()
@@ -295,24 +289,25 @@ def backward_parameters(
             with e.range(0, rows) as m:
                 f, x = e.spread(e.get(d + m * d_row)), layer.x + m * row
                 e.write(k, dweight, partial(_scaled, e, f, x, dweight))
-        with e.when(~single & (m1 > m0)):
-            left = scratch + (n + 16) * rows * e.size
+        with e.when(~single & part.is_(0)):
+            e.call(pack_right_and_sum, d, d_row, rows, n, scratch, dbias, zeros)
+        with e.when(~single & (part > 0) & (m1 > m0)):
             e.call(pack_right, d, d_row, rows, n, scratch, zeros)
+        with e.when(~single):
+            left = scratch + (n + 16) * rows * e.size
             e.call(pack_left_transposed, layer.x + m0 * e.size, row, m1 - m0, rows, left, zeros)
-            target = dweight + m0 * layer.out_row
-            e.call(product, m1 - m0, n, rows, left, 0, left_panel(e, rows), scratch, 0, target, layer.out_row, edge)
-        with e.when(last & part.is_(0)), e.range(0, n) as j:
-            e.put(e.zero, dbias + j * e.size)
+            target, packed = dweight + m0 * layer.out_row, left_panel(e, rows)
+            e.call(product, m1 - m0, n, rows, left, 0, packed, scratch, 0, target, layer.out_row, 0, 0, edge)
+        with e.when(single & part.is_(0)):
+            e.put(e.zero, dbias)
             with e.range(0, rows) as m:
-                value = e.get(d + m * d_row + j * e.size)
-                e.put(e.b.fadd(e.get(dbias + j * e.size), value), dbias + j * e.size)
-        with e.when(~last & part.is_(0)):
-            for f, target in enumerate((layer.parameter(GAIN, True), layer.parameter(SHIFT, True), dbias)):
-                with e.when(layer.normed if f < 2 else layer.n > 0):
-                    _clear(e, n, target)
-                    with e.range(0, rows, CHUNK) as m:
-                        x = _sums(e, sums, layers, total, widest, s, i, m) + widest * (f * e.size)
-                        e.write(n, target, partial(_sum, e, x, target))
+                e.put(e.b.fadd(e.get(dbias), e.get(d + m * d_row)), dbias)
+        with e.when(layer.normed & part.is_(0)):
+            for f, target in enumerate((layer.parameter(GAIN, True), layer.parameter(SHIFT, True))):
+                _clear(e, n, target)
+                with e.range(0, rows, CHUNK) as m:
+                    x = _sums(e, sums, layers, total, widest, s, i, m) + widest * (f * e.size)
+                    e.write(n, target, partial(_sum, e, x, target))
 
 
 @_kernel()
@@ -350,39 +345,18 @@ def regress_whole(
         )  # fmt: skip
 
 
-# ---- the optimiser
-
-
-@_kernel("rate", "keep", "c1", "c2", "root", "eps", "tau")
-def adam(
-    e: Emitter, n: Int, p: Int, g: Int, m: Int, v: Int, target: Int,
-    rate: Any, keep: Any, c1: Any, c2: Any, root: Any, eps: Any, tau: Any,
+@_kernel(*NUMBERS)
+def fit_whole(
+    e: Emitter, layers: Int, dims: Int, params: Int, tape: Int, heads: Int, total: Int, y: Int, y_head: Int, weight: Int,
+    dq: Int, s0: Int, s1: Int, sums: Int, widest: Int, slices: Int, count: Int, p: Int, g: Int, m: Int, v: Int, target: Int,
+    rate: Any, keep: Any, c1: Any, c2: Any, root: Any, eps: Any, tau: Any, scratch: Int, edge: Int,
 ) -> None:  # fmt: skip
-    """One step of Adam, then ``target`` (0: none) += tau (p - target); what depends on the step count is in rate and root.
-
-    m += c1 (g - m);  v += c2 (g² - v);  p = keep p - rate m / (sqrt v / root + eps)
-    """
-    b = e.b
-    rate, keep, c1, c2, root, eps, tau = (e.spread(x) for x in (rate, keep, c1, c2, root, eps, tau))
-
-    def body(follow: bool) -> Callable[[Int, list[Any]], list[Any]]:
-        def step(o: Int, _: list[Any]) -> list[Any]:
-            gradient, first, second = (e.load(x + o) for x in (g, m, v))
-            first = e.fma(c1, b.fsub(gradient, first), first)
-            second = e.fma(c2, b.fsub(b.fmul(gradient, gradient), second), second)
-            e.store(first, m + o)
-            e.store(second, v + o)
-            denominator = b.fadd(b.fdiv(e.root(second), root), eps)
-            new = b.fsub(b.fmul(e.load(p + o), keep), b.fdiv(b.fmul(rate, first), denominator))
-            e.store(new, p + o)
-            if follow:
-                old = e.load(target + o)
-                e.store(e.fma(tau, b.fsub(new, old), old), target + o)
-            return []
-
-        return step
-
-    with e.when(target > 0):
-        e.over(n, body(True))
-    with e.when(~(target > 0)):
-        e.over(n, body(False))
+    """:func:`regress_whole` and, while a network's gradients are in cache, :func:`adam_slices` of its ``count`` slices."""
+    with e.range(s0, s1) as s:
+        e.call(
+            regress_whole, layers, dims, params, tape, heads, total, y, y_head, weight, dq, s, s + 1, sums, widest,
+            scratch, edge,
+        )  # fmt: skip
+        e.call(
+            adam_slices, slices + s * count * 16, count, p, g, m, v, target, rate, keep, c1, c2, root, eps, tau, scratch, edge
+        )  # fmt: skip

@@ -13,7 +13,7 @@ from robot_rl.nn.simd import VECTOR_BYTES, Emitter, Int, Kernel
 BLOCK_ROWS = 96  # rows of the left matrix that stay in cache while the panels of the right one pass
 BLOCK_TERMS = 256  # terms of a dot product between two visits to memory
 TILE = 6  # 6 x 2 vectors of sums, 2 of the right matrix and 1 of the left one fill the 16 registers of AVX2
-EDGE_ELEMENTS = TILE * BLOCK_TERMS + (TILE + 1) * 16  # a tile's left matrix, its result, and one row that stays zero
+EDGE_ELEMENTS = (TILE + 1) * 16  # a tile's result, and one row that stays zero
 
 
 # ---- packing
@@ -42,6 +42,33 @@ def _transpose(e: Emitter, source: Int, source_row: Int, target: Int, target_row
             span *= 2
         for r, value in enumerate(values):
             e.store(value, target + block * (w * target_row) + r * target_row)
+
+
+def _add_up(e: Emitter, panel: Int, terms: Int, columns: Int, sums: Int) -> None:
+    """Sums over the terms of a packed panel, of its first ``columns`` columns."""
+    wide = 2 * VECTOR_BYTES
+
+    def body(o: Int, values: list[Any]) -> list[Any]:
+        return [e.b.fadd(value, e.load(panel + o + i * VECTOR_BYTES)) for i, value in enumerate(values)]
+
+    low, high = e.loop(e.integer(0), terms * wide, wide, [e.zeros, e.zeros], body)
+    whole = ~(columns < 2 * e.width)
+    with e.when(whole):
+        e.store(low, sums)
+        e.store(high, sums + VECTOR_BYTES)
+    with e.when(~whole), e.range(0, columns) as i:
+        e.put(e.zero, sums + i * e.size)
+        with e.range(0, terms) as k:
+            value = e.b.fadd(e.get(sums + i * e.size), e.get(panel + k * wide + i * e.size))
+            e.put(value, sums + i * e.size)
+
+
+@Kernel
+def pack_right_and_sum(e: Emitter, source: Int, row: Int, terms: Int, columns: Int, target: Int, sums: Int, zeros: Int) -> None:
+    """:func:`pack_right`, and the sums over the terms, (columns,)."""
+    e.call(pack_right, source, row, terms, columns, target, zeros)
+    with e.range(0, columns, 2 * e.width) as j:
+        _add_up(e, target + j * terms * e.size, terms, (columns - j).min(2 * e.width), sums + j * e.size)
 
 
 @Kernel
@@ -97,37 +124,54 @@ def pack_left_transposed(e: Emitter, source: Int, row: Int, rows: Int, terms: In
 # ---- the matrix product
 
 
-@Kernel
-def tile(
-    e: Emitter, terms: Int, left: Int, row: Int, column: Int, right: Int, start: Int, start_row: Int, out: Int, out_row: Int
-) -> None:
-    """out (6, 2 vectors) = start + left @ right, all sums in registers. ``start_row`` 0: one row of ``start`` for all."""
-    sums: list[Any] = []
-    for r in range(TILE):
-        sums += [e.load(start + start_row * r), e.load(start + start_row * r + VECTOR_BYTES)]
+def _tile(rows: int) -> Kernel:
+    def tile(
+        e: Emitter, terms: Int, left: Int, row: Int, column: Int, right: Int, start: Int, start_row: Int, out: Int, out_row: Int,
+        gate: Int, gate_row: Int,
+    ) -> None:  # fmt: skip
+        """out (rows, 2 vectors) = start + left @ right, all sums in registers. ``start_row`` 0: one row of ``start`` for all.
 
-    def body(offset: Int, values: list[Any]) -> list[Any]:
-        position, sums = Int(e, values[0]), values[1:]
-        pair = [e.load(right + offset), e.load(right + offset + VECTOR_BYTES)]
-        new = [(position + column).value]
-        for r in range(TILE):
-            x = e.spread(e.get(left + row * r + position))
-            new += [e.fma(x, pair[0], sums[2 * r]), e.fma(x, pair[1], sums[2 * r + 1])]
-        return new
+        ``gate`` 0: nothing more; 1: negative values become 0; else the address of rows where ``out`` becomes 0 that are not positive.
+        """
+        sums: list[Any] = []
+        for r in range(rows):
+            sums += [e.load(start + start_row * r), e.load(start + start_row * r + VECTOR_BYTES)]
 
-    step = 2 * VECTOR_BYTES
-    sums = e.loop(e.integer(0), terms * step, step, [e.integer(0).value, *sums], body)[1:]
-    for r in range(TILE):
-        e.store(sums[2 * r], out + out_row * r)
-        e.store(sums[2 * r + 1], out + out_row * r + VECTOR_BYTES)
+        def body(offset: Int, values: list[Any]) -> list[Any]:
+            position, sums = Int(e, values[0]), values[1:]
+            pair = [e.load(right + offset), e.load(right + offset + VECTOR_BYTES)]
+            new = [(position + column).value]
+            for r in range(rows):
+                x = e.spread(e.get(left + row * r + position))
+                new += [e.fma(x, pair[0], sums[2 * r]), e.fma(x, pair[1], sums[2 * r + 1])]
+            return new
+
+        step = 2 * VECTOR_BYTES
+        sums = e.loop(e.integer(0), terms * step, step, [e.integer(0).value, *sums], body)[1:]
+        places = [(r, half * VECTOR_BYTES) for r in range(rows) for half in range(2)]
+        with e.when(gate.is_(0)):
+            for value, (r, half) in zip(sums, places, strict=True):
+                e.store(value, out + out_row * r + half)
+        with e.when(gate.is_(1)):
+            for value, (r, half) in zip(sums, places, strict=True):
+                e.store(e.positive(value, value), out + out_row * r + half)
+        with e.when(gate > 1):
+            for value, (r, half) in zip(sums, places, strict=True):
+                e.store(e.positive(e.load(gate + gate_row * r + half), value), out + out_row * r + half)
+
+    tile.__name__ = f"tile{rows}"
+    return Kernel(tile)
+
+
+TILES = [_tile(rows) for rows in range(1, TILE + 1)]  # the last tile of a matrix has what rows are left
 
 
 @Kernel
 def product(
     e: Emitter, rows: Int, columns: Int, terms: Int, left: Int, row: Int, panel: Int, right: Int, start: Int,
-    out: Int, out_row: Int, edge: Int,
+    out: Int, out_row: Int, gate: Int, gate_row: Int, edge: Int,
 ) -> None:  # fmt: skip
-    """out (rows, columns) = left @ right + start.
+    """out (rows, columns) = left @ right + start, and of it what ``gate`` lets through, as :func:`_tile` says.
 
     Args:
         left: row-major with ``row`` bytes a row, or packed: then ``panel`` is the bytes from one panel to the next, else 0.
@@ -135,42 +179,38 @@ def product(
         edge: scratch of EDGE_ELEMENTS, zero when it was made.
     """
     size, wide = e.size, 2 * e.width
-    corner = edge + TILE * BLOCK_TERMS * size
-    zeros = corner + TILE * wide * size
+    corner, zeros = edge, edge + TILE * wide * size
     packed_left = panel > 0
     a_row, a_column = packed_left.choose(size, row), packed_left.choose(TILE * size, size)
-    with e.range(0, rows, BLOCK_ROWS) as m0:
-        m1 = rows.min(m0 + BLOCK_ROWS)
-        full = m0 + (m1 - m0) // TILE * TILE
-        with e.range(0, terms, BLOCK_TERMS) as k0:
-            count = (terms - k0).min(BLOCK_TERMS)
-            begins = k0.is_(0)
-            with e.when((full < m1) & ~packed_left), e.range(0, TILE) as i, e.range(0, count) as k:
-                value = e.get_if(full + i < m1, left + (full + i) * row + (k0 + k) * size, zeros)
-                e.put(value, edge + (k * TILE + i) * size)  # the last rows, filled up to a tile
-            with e.range(0, columns, wide) as j:
-                factor = right + (j * terms + k0 * wide) * size
-                first = (start > 0).choose(start + j * size, zeros)
-                inner = (j + wide <= columns).choose(full, m0)  # rows of this panel that need no care
-                with e.range(m0, inner, TILE) as m:
-                    a = left + packed_left.choose(m // TILE * panel, m * row) + k0 * a_column
-                    target = out + m * out_row + j * size
-                    e.call(
-                        tile, count, a, a_row, a_column, factor, begins.choose(first, target), begins.choose(0, out_row),
-                        target, out_row,
-                    )  # fmt: skip
-                with e.range(inner, m1, TILE) as m:
-                    target = out + m * out_row + j * size
-                    copied = ~packed_left & m.is_(full)
-                    a = left + packed_left.choose(m // TILE * panel, m * row) + k0 * a_column
-                    source, source_row = begins.choose(start, target), begins.choose(0, out_row)
-                    with e.range(0, TILE) as r, e.range(0, wide) as i:
-                        valid = (m + r < m1) & (j + i < columns) & (source > 0)
-                        where = begins.choose(start + j * size, target) + r * source_row + i * size
-                        e.put(e.get_if(valid, where, zeros), corner + (r * wide + i) * size)
-                    e.call(
-                        tile, count, copied.choose(edge, a), copied.choose(size, a_row), copied.choose(TILE * size, a_column),
-                        factor, corner, wide * size, corner, wide * size,
-                    )  # fmt: skip
-                    with e.range(0, (m1 - m).min(TILE)) as r, e.range(0, (columns - j).min(wide)) as i:
-                        e.put(e.get(corner + (r * wide + i) * size), target + r * out_row + i * size)
+
+    def tile(height: Int, *arguments: Int | int) -> None:
+        for count, kernel in enumerate(TILES, 1):
+            with e.when(height.is_(count)):
+                e.call(kernel, *arguments)
+
+    with e.range(0, rows, BLOCK_ROWS) as m0, e.range(0, terms, BLOCK_TERMS) as k0:
+        m1, count = rows.min(m0 + BLOCK_ROWS), (terms - k0).min(BLOCK_TERMS)
+        begins, ends = k0.is_(0), ~(k0 + BLOCK_TERMS < terms)
+        source_row, through = begins.choose(0, out_row), ends.choose(gate, 0)
+        with e.range(0, columns, wide) as j, e.range(m0, m1, TILE) as m:
+            height, whole = (m1 - m).min(TILE), j + wide <= columns
+            target = out + m * out_row + j * size
+            a = left + packed_left.choose(m // TILE * panel, m * row) + k0 * a_column
+            factors = (a, a_row, a_column, right + (j * terms + k0 * wide) * size)
+            with e.when(whole):
+                source = begins.choose((start > 0).choose(start + j * size, zeros), target)
+                here = (through > 1).choose(through + m * gate_row + j * size, through)
+                tile(height, count, *factors, source, source_row, target, out_row, here, gate_row)
+            with e.when(~whole):  # a few columns: by way of a tile that has all of them
+                with e.range(0, height) as r, e.range(0, wide) as i:
+                    valid = (j + i < columns) & (begins.choose(start, target) > 0)
+                    where = begins.choose(start + j * size, target) + r * source_row + i * size
+                    e.put(e.get_if(valid, where, zeros), corner + (r * wide + i) * size)
+                tile(height, count, *factors, corner, wide * size, corner, wide * size, 0, 0)
+                with e.range(0, height) as r, e.range(0, columns - j) as i:
+                    value, place = e.get(corner + (r * wide + i) * size), target + r * out_row + i * size
+                    e.put(value, place)
+                    with e.when(through.is_(1)):
+                        e.put(e.positive(value, value), place)
+                    with e.when(through > 1):
+                        e.put(e.positive(e.get(through + (m + r) * gate_row + (j + i) * size), value), place)

@@ -9,6 +9,7 @@ said explicitly. The order of additions is part of the program: equal input give
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -118,9 +119,15 @@ class Emitter:
         with self.b.if_then(condition.value):
             yield
 
-    def call(self, kernel: Kernel, *arguments: Int | int) -> None:
-        function = self.b.module.globals[kernel.name]
-        self.b.call(function, [self.integer(x).value for x in arguments])
+    def call(self, kernel: Kernel, *arguments: Any) -> None:
+        """Another kernel of the program, with integers and elements (which travel as doubles)."""
+
+        def passed(x: Any) -> Any:
+            if isinstance(x, Int | int):
+                return self.integer(x).value
+            return self.b.fpext(x, ir.DoubleType()) if self.size == 4 else x
+
+        self.b.call(self.b.module.globals[kernel.name], [passed(x) for x in arguments])
 
     # ---- elements and vectors
 
@@ -161,7 +168,8 @@ class Emitter:
 
     def positive(self, h: Any, x: Any) -> Any:
         """``x`` where ``h`` > 0 (or is NaN), else 0."""
-        return self.b.select(self.b.fcmp_ordered("<=", h, self.zeros), self.zeros, x)
+        zero = self.zero if h.type == self.scalar else self.zeros
+        return self.b.select(self.b.fcmp_ordered("<=", h, zero), zero, x)
 
     def intrinsic(self, name: str, result: Any, *arguments: Any) -> Any:
         """One of LLVM's own functions, by name."""
@@ -169,7 +177,45 @@ class Emitter:
         return self.b.call(self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name), arguments)
 
     def root(self, x: Any) -> Any:
-        return self.intrinsic(f"llvm.sqrt.v{self.width}f{8 * self.size}", x.type, x)
+        """Of a vector or an element."""
+        lanes = "" if x.type == self.scalar else f"v{self.width}"
+        return self.intrinsic(f"llvm.sqrt.{lanes}f{8 * self.size}", x.type, x)
+
+    # ---- functions of an element
+
+    def least(self, x: Any, y: Any) -> Any:
+        """min(x, y); ``x`` if it is a NaN."""
+        return self.b.select(self.b.fcmp_ordered(">", x, y), y, x)
+
+    def greatest(self, x: Any, y: Any) -> Any:
+        """max(x, y); ``x`` if it is a NaN."""
+        return self.b.select(self.b.fcmp_ordered("<", x, y), y, x)
+
+    def series(self, coefficients: Sequence[float], x: Any) -> Any:
+        """c0 + c1 x + c2 x² + ..."""
+        value = ir.Constant(self.scalar, coefficients[-1])
+        for c in reversed(coefficients[:-1]):
+            value = self.fma(value, x, ir.Constant(self.scalar, c))
+        return value
+
+    def exp(self, x: Any) -> Any:
+        """To about an ulp: x = n log 2 + r, and a Taylor series in r, which is at most 0.35; saturates where the result would."""
+        b, double = self.b, self.size == 8
+        whole, bias, shift, limit = (I64, 1023, 52, 708.0) if double else (LANE, 127, 23, 87.0)
+        x = self.least(self.greatest(x, ir.Constant(self.scalar, -limit)), ir.Constant(self.scalar, limit))
+        n = self.intrinsic(f"llvm.rint.f{8 * self.size}", self.scalar, b.fmul(x, ir.Constant(self.scalar, 1 / math.log(2))))
+        high = 0.693145751953125  # log 2 in so few digits that n times it is exact
+        r = self.fma(n, ir.Constant(self.scalar, -high), x)
+        r = self.fma(n, ir.Constant(self.scalar, high - math.log(2)), r)
+        power = b.shl(b.add(b.fptosi(n, whole), whole(bias)), whole(shift))
+        taylor = self.series([1 / math.factorial(k) for k in range(14 if double else 8)], r)
+        return b.fmul(taylor, b.bitcast(power, self.scalar))
+
+    def log1p(self, x: Any) -> Any:
+        """log(1 + x) for x in [0, 1], to about an ulp: 2 artanh(x / (2 + x)), whose series needs few terms there."""
+        s = self.b.fdiv(x, self.b.fadd(x, ir.Constant(self.scalar, 2.0)))
+        artanh = self.series([2 / (2 * k + 1) for k in range(18 if self.size == 8 else 9)], self.b.fmul(s, s))
+        return self.b.fmul(s, artanh)
 
     def total(self, vectors: Sequence[Any]) -> Any:
         """Sum of all elements of the vectors, as a scalar; pairwise."""
@@ -234,7 +280,7 @@ class Kernel:
     """A function of the program: integers and, named in ``numbers``, floating-point arguments; returns nothing."""
 
     def __init__(self, emit: Callable[..., None], numbers: Sequence[str] = ()) -> None:
-        self.emit, self.name = emit, emit.__name__
+        self.emit, self.name = emit, emit.__name__.lstrip("_")
         names = emit.__code__.co_varnames[1 : emit.__code__.co_argcount]
         self.floats = [name in numbers for name in names]
 

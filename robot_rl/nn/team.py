@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import threading
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 
 from robot_rl.nn.simd import I64, LANE, Emitter, Int, Kernel, Native, Program
 
+Room = tuple[int, int]  # addresses of a thread's work space and of its edge tile
 WAITING, WORK, ASLEEP = 0, 1, 2  # the state of a helper
 STATE, ENTRY, ARGUMENTS, BEFORE, TABLE = (
     0,
@@ -76,16 +79,14 @@ def post(e: Emitter, mail: Int, entry: Int, arguments: Int, before: Int) -> None
     b.store(b.atomic_rmw("xchg", _word(e, mail, STATE), I64(WORK), "acq_rel"), e.pointer(before, I64))
 
 
-@Kernel
-def await_(e: Emitter, mail: Int, give_way: Int, polite: Int) -> None:
-    """Return when the posted call has ended; after ``polite`` cycles call ``give_way`` between two looks."""
+def _until(e: Emitter, give_way: Int, polite: Int, met: Callable[[], Any]) -> None:
+    """Look again and again whether a condition is met; after ``polite`` cycles call ``give_way`` between two looks."""
     b = e.b
     since = _clock(e)
     look, idle, yield_, leave = (b.append_basic_block(x) for x in ("look", "idle", "yield", "leave"))
     b.branch(look)
     b.position_at_end(look)
-    state = Int(e, b.load_atomic(_word(e, mail, STATE), "acquire", 8))
-    b.cbranch(state.is_(WORK).value, idle, leave)
+    b.cbranch(met(), leave, idle)
     b.position_at_end(idle)
     e.intrinsic("llvm.x86.sse2.pause", ir.VoidType())
     b.cbranch((_clock(e) - since > polite).value, yield_, look)
@@ -95,9 +96,24 @@ def await_(e: Emitter, mail: Int, give_way: Int, polite: Int) -> None:
     b.position_at_end(leave)
 
 
+def _seen(e: Emitter, word: Int) -> Int:
+    """What another thread wrote there, and with it all that it wrote before."""
+    return Int(e, e.b.load_atomic(e.pointer(word, I64), "acquire", 8))
+
+
+def _reached(e: Emitter, word: Int, value: Int) -> Any:
+    return (value <= _seen(e, word)).value
+
+
+@Kernel
+def await_(e: Emitter, mail: Int, give_way: Int, polite: Int) -> None:
+    """Return when the posted call has ended."""
+    _until(e, give_way, polite, lambda: (~_seen(e, mail + 8 * STATE).is_(WORK)).value)
+
+
 @Kernel
 def pull(e: Emitter, entry: Int, tables: Int, words: Int, count: Int, counter: Int, scratch: Int, edge: Int) -> None:
-    """Take the next of ``count`` calls until none is left. With ``scratch``, the last two arguments are this thread's room."""
+    """Take the next of ``count`` calls until none is left; their last two arguments become this thread's room."""
     b = e.b
     take, work, leave = (b.append_basic_block(x) for x in ("take", "work", "leave"))
     b.branch(take)
@@ -106,17 +122,59 @@ def pull(e: Emitter, entry: Int, tables: Int, words: Int, count: Int, counter: I
     b.cbranch((i < count).value, work, leave)
     b.position_at_end(work)
     table = tables + i * words * 8
-    with e.when(scratch > 0):
-        b.store(scratch.value, e.pointer(table + words * 8 - 16, I64))
-        b.store(edge.value, e.pointer(table + words * 8 - 8, I64))
+    b.store(scratch.value, e.pointer(table + words * 8 - 16, I64))
+    b.store(edge.value, e.pointer(table + words * 8 - 8, I64))
     b.call(b.inttoptr(entry.value, ir.FunctionType(ir.VoidType(), [I64]).as_pointer()), [table.value])
+    b.branch(take)
+    b.position_at_end(leave)
+
+
+# A task of ``flow``, in words: its code, its arguments and where the last two of them are; two words that must have grown to a
+# value before it begins; two words that grow by one when it has ended.
+CODE, GIVEN, ROOM, WAITS, ADDS, TASK_WORDS = 0, 1, 2, 3, 7, 9
+# Where a stream has what, in words: the number of the next task, how many there are so far, whether that is all (a cache line
+# each); a word that stays zero, one that nobody reads; every thread's room; counters; tasks; their arguments.
+NEXT, PUBLISHED, CLOSED, ZERO, NOBODY, ROOMS, COUNTERS, TASKS, TABLES, STREAM_WORDS = (
+    0, 8, 16, 24, 25, 32, 544, 8736, 45600, 1 << 18,
+)  # fmt: skip
+
+
+@Kernel
+def flow(e: Emitter, stream: Int, give_way: Int, polite: Int, room: Int) -> None:
+    """Take the stream's next task until it is closed and none is left; ``room`` is where this thread's room is written.
+
+    Tasks wait only for tasks before them, so the first one that has not ended can always go on.
+    """
+    b = e.b
+    take, work, leave = (b.append_basic_block(x) for x in ("take", "work", "leave"))
+    b.branch(take)
+    b.position_at_end(take)
+    i = Int(e, b.atomic_rmw("add", e.pointer(stream, I64), I64(1), "acq_rel"))
+
+    def known() -> Any:
+        closed = _seen(e, stream + 8 * CLOSED)  # looked at first: once it is, no task will come
+        return b.or_((i < _seen(e, stream + 8 * PUBLISHED)).value, (closed > 0).value)
+
+    _until(e, give_way, polite, known)
+    b.cbranch((i < _seen(e, stream + 8 * PUBLISHED)).value, work, leave)
+    b.position_at_end(work)
+    task = stream + 8 * TASKS + i * (8 * TASK_WORDS)
+    for word in (WAITS, WAITS + 2):
+        seen, enough = e.table(task, word), e.table(task, word + 1)
+        _until(e, give_way, polite, partial(_reached, e, seen, enough))
+    for word in range(2):
+        b.store(e.table(room, word).value, e.pointer(e.table(task, ROOM) + 8 * word, I64))
+    kind = ir.FunctionType(ir.VoidType(), [I64])
+    b.call(b.inttoptr(e.table(task, CODE).value, kind.as_pointer()), [e.table(task, GIVEN).value])
+    for word in (ADDS, ADDS + 1):
+        b.atomic_rmw("add", e.pointer(e.table(task, word), I64), I64(1), "acq_rel")
     b.branch(take)
     b.position_at_end(leave)
 
 
 @lru_cache(maxsize=1)
 def _program() -> Program:
-    return Program([serve, post, await_, pull], "float32")
+    return Program([serve, post, await_, pull, flow], "float32")
 
 
 @lru_cache(maxsize=1)
@@ -156,40 +214,139 @@ class _Helper:
         self._native.await_(self._mail, _give_way(), POLITE)
 
 
+class Task(NamedTuple):
+    """A call of :func:`in_order`.
+
+    Attributes:
+        function, arguments: the last two arguments become the work space of the thread that runs it.
+        waits: at most two (counter, value): the call begins when the counter has reached the value.
+        adds: at most two counters that the call's end increases by one.
+    """
+
+    function: Native
+    arguments: tuple[Any, ...]
+    waits: tuple[tuple[int, int], ...] = ()
+    adds: tuple[int, ...] = ()
+
+
 class _Team:
     """The helpers of this process and the calls that they take one after the other."""
 
     def __init__(self) -> None:
         self.taken = threading.Lock()
         self.helpers: list[_Helper] = []
+        self._stream: np.ndarray | None = None
         self._room(0)
 
     def _room(self, words: int) -> None:
-        self._words = _lines(8 + words)  # the number of the next call, then their tables
+        self._words = _lines(8 + words)  # the number of the next call, then what the calls need
         self._bytes, self._counter = self._words.data.cast("B"), self._words.ctypes.data
 
-    def run(self, function: Native, calls: Sequence[tuple[Any, ...]], rooms: Sequence[tuple[int, int]]) -> None:
-        while len(self.helpers) < len(rooms) - 1:
-            self.helpers.append(_Helper())
-        words = function.layout.size // 8
-        if len(self._words) < 8 + words * len(calls):
-            self._room(words * len(calls))
+    def _clear(self, words: int) -> None:
+        if len(self._words) < 8 + words:
+            self._room(words)
         self._words[0] = 0
+
+    def run(self, function: Native, calls: Sequence[tuple[Any, ...]], rooms: Sequence[Room]) -> None:
+        words = function.layout.size // 8
+        self._clear(words * len(calls))
         for i, arguments in enumerate(calls):
             function.layout.pack_into(self._bytes, 64 + 8 * words * i, *arguments)
         work = (function.entry, self._counter + 64, words, len(calls), self._counter)
+        self._together(_program().pull, work, rooms)
+
+    def _together(self, function: Native, work: tuple[int, ...], rooms: Sequence[Room]) -> None:
         started: list[_Helper] = []
         try:
-            for helper, room in zip(self.helpers, rooms[1:], strict=False):
-                helper.start(_program().pull, (*work, *room))
-                started.append(helper)
-            _program().pull(*work, *rooms[0])
+            for i, room in enumerate(rooms[1:]):
+                started.append(self.helper(i))
+                started[-1].start(function, (*work, *room))
+            function(*work, *rooms[0])
         finally:
             for helper in started:
                 helper.finish()
 
+    def helper(self, i: int) -> _Helper:
+        while len(self.helpers) <= i:
+            self.helpers.append(_Helper())
+        return self.helpers[i]
+
+    @property
+    def stream(self) -> np.ndarray:
+        if self._stream is None:
+            self._stream = _lines(STREAM_WORDS)
+        return self._stream
+
+
+class _Stream:
+    """Tasks that the team does in their order, from the moment that they are published."""
+
+    def __init__(self, team: _Team) -> None:
+        self.team, self.words = team, team.stream
+        self.base, self.bytes = self.words.ctypes.data, self.words.data.cast("B")
+        self.held: list[Any] = []
+        self.started: list[_Helper] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self.words[[NEXT, PUBLISHED, CLOSED, ZERO]] = 0
+        self.tasks, self.counters, self.tables = 0, 0, TABLES
+        self.before: tuple[tuple[int, int], ...] = ()  # what says that all tasks until now have ended
+
+    def _work(self, thread: int) -> tuple[int, ...]:
+        return self.base, _give_way(), POLITE, self.base + 8 * (ROOMS + 2 * thread)
+
+    def publish(self, tasks: Sequence[Task], counters: int, end: tuple[int, int], rooms: Sequence[Room]) -> None:
+        """Tasks without a wait of their own begin when all that were published before have ended."""
+        if (
+            self.counters + counters > TASKS - COUNTERS
+            or self.tasks + len(tasks) > (TABLES - TASKS) // TASK_WORDS
+            or self.tables + sum(len(task.arguments) for task in tasks) > STREAM_WORDS
+        ):
+            self.finish()
+            self._begin()
+        for i, room in enumerate(rooms):
+            if room[0]:  # a thread's room only grows: the latest is large enough for every task
+                self.words[ROOMS + 2 * i : ROOMS + 2 * i + 2] = room
+        words, first = self.base, self.counters
+        self.words[COUNTERS + first : COUNTERS + first + counters] = 0
+
+        def counter(number: int) -> int:
+            return words + 8 * (COUNTERS + number)
+
+        for i, (function, arguments, waits, adds) in enumerate(tasks, self.tasks):
+            given, size = words + 8 * self.tables, len(arguments)
+            row = [function.entry, given, given + 8 * (size - 2)]
+            for number, value in [(first + n, v) for n, v in waits] or self.before:
+                row += (counter(number), value)
+            row += (words + 8 * ZERO, 0) * ((ADDS - len(row)) // 2)
+            row += [counter(first + number) for number in adds]
+            row += (words + 8 * NOBODY,) * (TASK_WORDS - len(row))
+            _TASK.pack_into(self.bytes, 8 * (TASKS + TASK_WORDS * i), *row)
+            function.layout.pack_into(self.bytes, 8 * self.tables, *arguments)
+            self.tables += size
+        self.tasks += len(tasks)
+        self.counters, self.before = first + counters, ((first + end[0], end[1]),)
+        self.words[PUBLISHED] = self.tasks
+        for i in range(len(self.started), len(rooms) - 1):
+            self.started.append(self.team.helper(i))
+            self.started[-1].start(_program().flow, self._work(i + 1))
+
+    def finish(self) -> None:
+        """Return when all are done, this thread doing its share."""
+        self.words[CLOSED] = 1
+        try:
+            _program().flow(*self._work(0))
+        finally:
+            for helper in self.started:
+                helper.finish()
+            self.started.clear()
+
 
 _team = _Team()
+
+
+_TASK = struct.Struct(f"={TASK_WORDS}q")
 
 
 def _after_fork() -> None:
@@ -200,22 +357,90 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def side_by_side(function: Native, calls: Sequence[tuple[Any, ...]], rooms: Sequence[tuple[int, int]]) -> None:
+def side_by_side(function: Native, calls: Sequence[tuple[Any, ...]], rooms: Sequence[Room]) -> None:
     """``function(*arguments)`` for each of ``calls``, by as many threads as there are ``rooms``; returns when all are done.
 
     Whoever is free takes the next call: a core that others slow down then does less of the work, and delays nobody.
 
     Args:
-        rooms: a thread's work space: its two addresses take the place of each call's last two arguments, unless they are 0.
+        rooms: a thread's work space: its two addresses take the place of each call's last two arguments.
 
-    While another thread of the process has the helpers, this one does all the calls itself.
+    While another thread of the process has the helpers, this one does all the calls itself. In a block of :func:`together` they
+    are done by its end.
     """
+    stream = _streams.open
+    if stream is not None:
+        tasks = [Task(function, arguments, (), (0,)) for arguments in calls]
+        stream.publish(tasks, 1, (0, len(tasks)), rooms)
+        return
     team = _team
     if len(rooms) == 1 or len(calls) == 1 or not team.taken.acquire(blocking=False):
         for arguments in calls:
-            function(*(arguments if not rooms[0][0] else (*arguments[:-2], *rooms[0])))
+            function(*arguments[:-2], *rooms[0])
         return
     try:
         team.run(function, calls, rooms)
     finally:
         team.taken.release()
+
+
+def in_order(tasks: Sequence[Task], counters: int, end: tuple[int, int], rooms: Sequence[Room]) -> None:
+    """All tasks, taken in their order by as many threads as there are ``rooms``, each begun when what it waits for has happened.
+
+    Args:
+        tasks: they may wait for counters that tasks before them increase, no others.
+        counters: how many there are; all begin at 0.
+        end: the counter and its value that say that all tasks have ended.
+    """
+    stream = _streams.open
+    if stream is not None:
+        stream.publish(tasks, counters, end, rooms)
+        return
+    team = _team
+    if len(rooms) > 1 and team.taken.acquire(blocking=False):
+        try:
+            stream = _Stream(team)
+            stream.publish(tasks, counters, end, rooms)
+            stream.finish()
+        finally:
+            team.taken.release()
+        return
+    for function, arguments, _, _ in tasks:  # one after the other, nothing has to wait
+        function(*arguments[:-2], *rooms[0])
+
+
+class _Streams(threading.local):
+    open: _Stream | None = None
+
+
+_streams = _Streams()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Calls of this thread inside the block return at once and are done by its end, in the order in which they were made.
+
+    Until then nothing that they write may be read, and what they work on must be there: :func:`hold` it. While another
+    thread of the process has the helpers, calls are done as if there were no block.
+    """
+    if _streams.open is not None:
+        raise RuntimeError("together() inside together(): the inner block's results would not be there at its end")
+    team = _team
+    if not team.taken.acquire(blocking=False):
+        yield
+        return
+    stream = _streams.open = _Stream(team)
+    try:
+        yield
+    finally:
+        _streams.open = None
+        try:
+            stream.finish()
+        finally:
+            team.taken.release()
+
+
+def hold(*objects: Any) -> None:
+    """Keep what calls work on until they are done."""
+    if _streams.open is not None:
+        _streams.open.held += objects
