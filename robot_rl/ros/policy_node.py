@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from robot_rl.ros.session import Session
 
 AUTO_PAUSE_S = 0.3
+ORDINARY_WAIT_S = 1.0  # from a reset to the first observations after it
 RESET_S = 10.0
 CLOCKS_APART_NS = 100_000_000
 
@@ -62,6 +63,7 @@ class PolicyNode(ManagedNode):
         self._listening: list[Any] = []
         self._clock_gap: int | None = None
         self._auto_at = 0.0
+        self._waiting_since: float | None = None  # monotonic seconds: begin() has refused since then
         self._resetting: Any = None
         self._reset_asked = 0.0
         self._reset_client: Any = None
@@ -311,10 +313,12 @@ class PolicyNode(ManagedNode):
         try:
             with self.lock:
                 session.begin(after_ns=session.reset_answered(self._resetting) if service else None)
-            self._resetting = None
+            self._resetting = self._waiting_since = None
         except (ValueError, OSError, RuntimeError) as error:
-            self.log_sometimes("begin", f"no episode yet: {error}", 5.0)
             self._auto_at = now + 0.1
+            self._waiting_since = self._waiting_since or now
+            if now - self._waiting_since > ORDINARY_WAIT_S:  # observations of the new scene need a moment
+                self.log_sometimes("begin", f"no episode yet: {error}", 5.0)
 
     # ---- diagnostics
 

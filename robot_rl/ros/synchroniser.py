@@ -65,12 +65,19 @@ class Stream:
         self.received: deque[Received] = deque(maxlen=keep)
         self.count = 0
         self.clock_off_ns = 0
+        self.repeats = 0
+        self._last_stamp = 0
         self._intervals: deque[int] = deque(maxlen=200)
 
     def add(self, message: Any, ros_ns: int, now_ns: int, stamp_ns: int | None = None) -> None:
+        """Take a message, unless it bears the stamp of the one before: a driver that repeats itself has seen nothing new."""
         stamp = ros_ns
         if self.stamped:
             stamp = conversion.from_stamp(message.header.stamp) if stamp_ns is None else stamp_ns
+            if stamp and stamp == self._last_stamp:  # 0: a driver that does not stamp
+                self.repeats += 1
+                return
+            self._last_stamp = stamp
             off = stamp - ros_ns
             self.clock_off_ns = off if abs(off) > CLOCK_LIMIT_NS else 0
             if self.clock_off_ns:
@@ -88,9 +95,9 @@ class Stream:
         return None if not self.received else now_ns - self.received[-1].arrived_ns
 
     def figures(self, now_ns: int) -> dict[str, float]:
-        """Rate, mean interval and its deviation (ms), age (ms)."""
+        """Rate, mean interval and its deviation (ms), age (ms), and how many messages repeated the stamp of the one before."""
         age = self.age_ns(now_ns)
-        out = {"age_ms": float("nan") if age is None else age / 1e6}
+        out = {"age_ms": float("nan") if age is None else age / 1e6, "repeats": float(self.repeats)}
         if self._intervals:
             intervals = np.array(self._intervals) / 1e6
             mean = float(intervals.mean())

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from robot_rl.learners.row_class import FACTS
 from robot_rl.learners.weighted_bc import WeightedBCConfig
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
-from robot_rl.replay.windows import WindowConfig
+from robot_rl.replay.windows import WindowConfig, decision_starts
 from robot_rl.runtime.weights import Manifest, WeightChannel
 from robot_rl.training.base_samples import BaseSamples
 from robot_rl.training.build import build_learner
@@ -35,6 +36,8 @@ from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.scalars import ScalarLog
 from robot_rl.types import Episode, FeatureSpec, Source, Stratum
 
+logger = logging.getLogger(__name__)
+USELESS_IN_A_ROW = 5  # episodes after which to say that nothing can be learned from them
 GATE_BLOCK = 500  # updates between two looks at the warm-up gate
 OnUpdate = Callable[[], None]
 
@@ -113,6 +116,7 @@ class LearnerCore:
         self.hold_out: HoldOut | None = HoldOut(lambda: make_buffer(config, base)) if gated else None
         self._metrics: dict[str, list[torch.Tensor]] = {}
         self._helped = False
+        self._useless = 0
         if config.demos.prefill:
             for episode in demos:
                 self.ingest(episode, Stratum.DEMONSTRATION)
@@ -149,6 +153,19 @@ class LearnerCore:
             self.base_samples.forget(self.base_samples.numbers() - self.buffer.numbers())
         practice = Stratum(stratum or episode.meta.stratum) in (Stratum.ONLINE, Stratum.INTERVENTION)
         self._helped |= practice and bool((episode.source == Source.HUMAN).any())
+        if practice and self.buffer.window.stride == "decision":
+            self._watch_starts(episode)
+
+    def _watch_starts(self, episode: Episode) -> None:
+        """Say so when a learner that wants whole decisions gets none: it would wait for ever."""
+        self._useless = 0 if decision_starts(episode).any() else self._useless + 1
+        if self._useless == USELESS_IN_A_ROW:
+            logger.warning(
+                "learner.algorithm=%s learns from chunks that begin at the very step they were decided at, and the last %d "
+                "episodes (up to %s) have none: every chunk came at least one step late. Nothing is learned from such episodes. "
+                "Make inference faster or the control rate lower, or take an algorithm that learns from every step, e.g. dsrl_na",
+                self.config.learner.algorithm, self._useless, episode.meta.episode_id,
+            )  # fmt: skip
 
     def credit(self, steps: int) -> None:
         """``steps`` more environment steps were played: they are worth ``updates_per_step`` updates each."""

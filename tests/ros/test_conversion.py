@@ -205,6 +205,28 @@ def test_a_frozen_camera_is_found(feed):
     assert "front/image_raw is frozen" in " ".join(problems)
 
 
+def test_a_driver_that_repeats_its_last_message_grows_old(feed):
+    """Neither at once nor when its stamp is so old that it would pass for another clock's."""
+    fill(feed)
+    message = conversion.joint_state(feed.sync.robot.joints, 0, [0.5] * 6)
+    stamp = feed.now
+    feed.now += 10 * MS
+    feed.give("joint_states", message, stamp + 5 * MS)
+    stream = feed.sync.streams["joint_states"]
+    count, arrived = stream.count, feed.now
+    for _ in range(100):
+        feed.now += 10 * MS
+        feed.sync.streams["joint_states"].add(message, feed.now, feed.now)
+    assert stream.count == count
+    assert stream.repeats == 100
+    assert stream.age_ns(feed.now) == feed.now - arrived
+    assert any("joint_states" in problem for problem in feed.sync.snapshot().problems)
+    for _ in range(3):  # a driver that never stamps is judged by reception
+        feed.now += 10 * MS
+        feed.give("joint_states", message, 0, feed.now)
+    assert stream.age_ns(feed.now) == 0
+
+
 def test_a_driver_on_another_clock_is_joined_by_reception(feed):
     fill(feed)
     message = conversion.joint_state(feed.sync.robot.joints, 0, [9.0] * 6)
