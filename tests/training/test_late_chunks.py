@@ -40,7 +40,7 @@ def test_it_says_that_no_episode_can_be_learned_from(tmp_path: Path, late: int, 
         noise = rng.normal(size=base.spec.noise_shape).astype("f4")
         return Episode.from_arrays(
             EpisodeMeta(f"e{number}", stratum=Stratum.ONLINE), observations, rng.normal(size=(STEPS, spec.action.dim)),
-            terminated=end, decisions=[Decision(t, noise, chunk, chunk) for t in (0, CHUNK)], decision_id=decision,
+            reward=end.astype(float), terminated=end, decisions=[Decision(t, noise, chunk, chunk) for t in (0, CHUNK)], decision_id=decision,
             chunk_row=np.where(decision >= 0, np.where(row < late, row + CHUNK - late, row), -1),
         )  # fmt: skip
 
