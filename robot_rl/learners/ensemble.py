@@ -15,7 +15,7 @@ from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.grad import without_grad
 from robot_rl.nn.mlp import Activation, StackedMLP, Tape
 
-SWEEP = 32  # updates that are set up as one piece of compiled work
+SWEEP = 2000  # about so many tasks are set up as one piece of compiled work
 PICKED = ("min", "min_pair", "mean")  # the reductions that the compiled code has
 
 
@@ -186,8 +186,11 @@ class CriticEnsemble(StackedMLP):
         assert discount is not None
         share = self._shares(weight, batch, reward).expand(updates, -1)
         y, heads = torch.empty_like(reward), heads.contiguous()
-        for first in range(0, updates, SWEEP):
-            part = slice(first, first + SWEEP)
+        at_once = max(
+            1, SWEEP // (self.n + 4 * compiled.threads())
+        )  # one a network, or three stages and the target's by thread
+        for first in range(0, updates, at_once):
+            part = slice(first, first + at_once)
             q, slope = Sweep(
                 self, target, self._tape(batch, self.n), target._tape(batch, heads.shape[1]), optimizer, tau,
                 steps.x[part], steps.next_x[part], reward[part], discount[part], None if bonus is None else bonus[part],

@@ -30,6 +30,7 @@ Path = Literal["compiled", "torch"]
 SWITCH = "ROBOT_RL_KERNELS"
 WIDTH_MULTIPLE = 8  # hidden widths the kernels can take
 WORTH_A_THREAD = 4e6  # floating-point operations; handing work to a thread costs what two million take
+MOST_THREADS = 256  # for which robot_rl.nn.team has room
 WORTH_A_SWEEP = 1 << 19  # elements of Adam's vectors; smaller ones are in the cache of the thread that made the gradient
 
 _forced: Path | None = None
@@ -98,8 +99,8 @@ def set_threads(count: int) -> None:
 
 
 def threads() -> int:
-    """What :func:`set_threads` was told, else as many as torch uses."""
-    return _threads or torch.get_num_threads()
+    """What :func:`set_threads` was told, else as many as torch uses; at most ``MOST_THREADS``."""
+    return min(_threads or torch.get_num_threads(), MOST_THREADS)
 
 
 def _kernels() -> ModuleType:

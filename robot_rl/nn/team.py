@@ -298,13 +298,11 @@ class _Stream:
 
     def publish(self, tasks: Sequence[Task], counters: int, end: tuple[int, int], rooms: Sequence[Room]) -> None:
         """Tasks without a wait of their own begin when all that were published before have ended."""
-        if (
-            self.counters + counters > TASKS - COUNTERS
-            or self.tasks + len(tasks) > (TABLES - TASKS) // TASK_WORDS
-            or self.tables + sum(len(task.arguments) for task in tasks) > STREAM_WORDS
-        ):
+        if not self._fits(tasks, counters):
             self.finish()
             self._begin()
+            if not self._fits(tasks, counters):
+                raise ValueError(f"{len(tasks)} tasks with {counters} counters in one go: there is no room for so many")
         for i, room in enumerate(rooms):
             if room[0]:  # a thread's room only grows: the latest is large enough for every task
                 self.words[ROOMS + 2 * i : ROOMS + 2 * i + 2] = room
@@ -331,6 +329,13 @@ class _Stream:
         for i in range(len(self.started), len(rooms) - 1):
             self.started.append(self.team.helper(i))
             self.started[-1].start(_program().flow, self._work(i + 1))
+
+    def _fits(self, tasks: Sequence[Task], counters: int) -> bool:
+        return (
+            self.counters + counters <= TASKS - COUNTERS
+            and self.tasks + len(tasks) <= (TABLES - TASKS) // TASK_WORDS
+            and self.tables + sum(len(task.arguments) for task in tasks) <= STREAM_WORDS
+        )
 
     def finish(self) -> None:
         """Return when all are done, this thread doing its share."""

@@ -11,7 +11,7 @@ import torch
 
 from robot_rl.learners.ensemble import CriticEnsemble, TDSteps
 from robot_rl.learners.sac import SACConfig, SACLearner, Transitions
-from robot_rl.nn import compiled
+from robot_rl.nn import compiled, team
 from robot_rl.nn.flat import FlatAdam
 
 pytestmark = pytest.mark.skipif(compiled.unavailable() is not None, reason=f"no compiled passes: {compiled.unavailable()}")
@@ -52,7 +52,7 @@ def one_after_the_other(critic, target, optimizer, data: TDSteps, how, generator
     ("heads", "updates", "how", "hidden", "batch"),
     [
         (2, 1, "min", (32, 32), 40), (2, 4, "min_pair", (256, 256), 256), (10, 6, "min_pair", (64, 64), 256),
-        (7, 5, "min_pair", (256, 24), 256), (5, 3, "min", (64, 64), 130), (3, 40, "min_pair", (16, 16), 8),
+        (7, 5, "min_pair", (256, 24), 256), (5, 3, "min", (64, 64), 130), (3, 400, "min_pair", (16, 16), 8),
     ],
 )  # fmt: skip
 def test_a_sweep_is_its_updates_one_after_the_other(dtype, weighted, heads, updates, how, hidden, batch) -> None:
@@ -140,6 +140,13 @@ def test_more_calls_than_there_is_room_for() -> None:
                 optimizer.step()
         results.append(net.flat.data.clone())
     assert torch.equal(*results)
+
+
+def test_too_many_tasks_in_one_go_are_refused() -> None:
+    nothing = team.Task(compiled.program(torch.float32).adam, (0,) * 6 + (0.0,) * 7 + (0, 0), (), (0,))
+    with pytest.raises(ValueError, match="5000 tasks"):
+        team.in_order([nothing] * 5000, 1, (0, 5000), [(0, 0), (0, 0)])
+    team.in_order([nothing] * 500, 1, (0, 500), [(0, 0), (0, 0)])  # and the helpers are free again
 
 
 def test_blocks_do_not_nest_and_survive_an_error() -> None:
