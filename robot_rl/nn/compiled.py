@@ -211,9 +211,7 @@ class Plan:
         self._sums_size = self.slots * len(net.hidden) * chunks * 2 * self.widest if net.layer_norm else 1
         self.dq = torch.empty(self.slots, self.total, dtype=flat.data.dtype)
         pairs = list(zip(self.dims[:-1], self.dims[1:], strict=True))
-        self.elements = max(
-            int(max(k * (n + 16), n * (k + 16), (n + 16) * self.total + (k // 6 + 1) * (6 * self.total + 8))) for k, n in pairs
-        )
+        self.elements = max(int(max(k * (n + 16), n * (k + 16), (n + 16 + k) * self.total)) for k, n in pairs)
         self.flops = 2.0 * self.slots * self.total * sum(int(k * n) for k, n in pairs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:

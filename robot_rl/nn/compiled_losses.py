@@ -60,7 +60,7 @@ def temperature(
 ) -> Tensor:
     """The loss (), and a step of log α unless it is ``fixed``; ``floor`` is log α's least value."""
     loss = log_prob.new_empty(())
-    numbers = (0.0,) * 7 if fixed else optimizer.advance(0.0)
+    numbers = (0.0,) * optimizer.NUMBERS if fixed else optimizer.advance(0.0)
     vectors = (loss, flat.data, flat.grad, optimizer.exp_avg, optimizer.exp_avg_sq)
     call = (
         len(log_prob), log_prob.data_ptr(), *(v.data_ptr() for v in vectors), int(fixed), target_entropy, floor, *numbers,

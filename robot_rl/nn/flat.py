@@ -117,6 +117,8 @@ class FlatAdam:
     ``lr`` may be assigned between steps; a captured graph keeps the value it was captured with.
     """
 
+    NUMBERS = 6  # that :meth:`advance` gives
+
     def __init__(
         self,
         parameters: FlatParameters,
@@ -176,7 +178,10 @@ class FlatAdam:
         count += 1
         (b1, b2), t = self.betas, float(count)
         decay = 1 - self.lr * self.weight_decay
-        return self.lr / (1 - b1**t), decay, 1 - b1, 1 - b2, math.sqrt(1 - b2**t), self.eps, tau
+        root = math.sqrt(
+            1 - b2**t
+        )  # fraction of torch's m / (sqrt v / root + eps) extended by it: one division an element less
+        return self.lr * root / (1 - b1**t), decay, 1 - b1, 1 - b2, self.eps * root, tau
 
     def _step(self, p: Tensor, g: Tensor, b1: float, b2: float) -> None:
         if self.fused:

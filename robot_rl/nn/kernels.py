@@ -30,12 +30,11 @@ from robot_rl.nn.products import (
     EDGE_ELEMENTS,
     TILE,
     TILES,
-    left_panel,
-    pack_left_transposed,
     pack_right,
     pack_right_and_sum,
     pack_right_transposed,
     product,
+    transpose,
 )
 from robot_rl.nn.simd import Emitter, Int, Kernel, Program
 
@@ -52,7 +51,7 @@ _KERNELS = [
     pack_right,
     pack_right_and_sum,
     pack_right_transposed,
-    pack_left_transposed,
+    transpose,
 ]
 
 
@@ -198,7 +197,7 @@ def forward(
                 left, out = layer.x + m0 * layer.row, z + m0 * layer.out_row
                 gate = (~last & ~layer.normed).choose(1, 0)
                 e.call(
-                    product, m1 - m0, layer.n, layer.k, left, layer.row, 0, scratch, bias, out, layer.out_row, gate, 0, edge
+                    product, m1 - m0, layer.n, layer.k, left, layer.row, scratch, bias, out, layer.out_row, gate, 0, edge
                 )  # fmt: skip
                 with e.when(~last & layer.normed), e.range(m0, m1) as m:
                     o = m * layer.out_row
@@ -237,7 +236,7 @@ def backward_rows(
             gate = before.normed.choose(0, h + m0 * width)
             with e.when(~single):
                 e.call(
-                    product, m1 - m0, k, n, d + m0 * row, row, 0, scratch, 0, out + m0 * width, width, gate, width, edge
+                    product, m1 - m0, k, n, d + m0 * row, row, scratch, 0, out + m0 * width, width, gate, width, edge
                 )  # fmt: skip
             with e.when(single), e.range(m0, m1) as m:
                 e.write(k, out + m * width, partial(_scaled, e, e.spread(e.get(d + m * row)), weight, None))
@@ -265,7 +264,7 @@ def backward_inputs(
         weight, d = layer.parameter(WEIGHT) + first * row, layer.buffer(SLOPE) + r0 * row
         e.call(pack_right_transposed, weight, row, layer.n, columns, scratch, zeros)
         target = out + (s * rows + r0) * width
-        e.call(product, r1 - r0, columns, layer.n, d, row, 0, scratch, 0, target, width, 0, 0, edge)
+        e.call(product, r1 - r0, columns, layer.n, d, row, scratch, 0, target, width, 0, 0, edge)
 
 
 @_kernel()
@@ -295,9 +294,9 @@ def backward_parameters(
             e.call(pack_right, d, d_row, rows, n, scratch, zeros)
         with e.when(~single):
             left = scratch + (n + 16) * rows * e.size
-            e.call(pack_left_transposed, layer.x + m0 * e.size, row, m1 - m0, rows, left, zeros)
-            target, packed = dweight + m0 * layer.out_row, left_panel(e, rows)
-            e.call(product, m1 - m0, n, rows, left, 0, packed, scratch, 0, target, layer.out_row, 0, 0, edge)
+            e.call(transpose, layer.x + m0 * e.size, row, m1 - m0, rows, left)
+            target = dweight + m0 * layer.out_row
+            e.call(product, m1 - m0, n, rows, left, rows * e.size, scratch, 0, target, layer.out_row, 0, 0, edge)
         with e.when(single & part.is_(0)):
             e.put(e.zero, dbias)
             with e.range(0, rows) as m:
@@ -349,7 +348,7 @@ def regress_whole(
 def fit_whole(
     e: Emitter, layers: Int, dims: Int, params: Int, tape: Int, heads: Int, total: Int, y: Int, y_head: Int, weight: Int,
     dq: Int, s0: Int, s1: Int, sums: Int, widest: Int, slices: Int, count: Int, p: Int, g: Int, m: Int, v: Int, target: Int,
-    rate: Any, keep: Any, c1: Any, c2: Any, root: Any, eps: Any, tau: Any, scratch: Int, edge: Int,
+    rate: Any, keep: Any, c1: Any, c2: Any, eps: Any, tau: Any, scratch: Int, edge: Int,
 ) -> None:  # fmt: skip
     """:func:`regress_whole` and, while a network's gradients are in cache, :func:`adam_slices` of its ``count`` slices."""
     with e.range(s0, s1) as s:
@@ -358,5 +357,5 @@ def fit_whole(
             scratch, edge,
         )  # fmt: skip
         e.call(
-            adam_slices, slices + s * count * 16, count, p, g, m, v, target, rate, keep, c1, c2, root, eps, tau, scratch, edge
+            adam_slices, slices + s * count * 16, count, p, g, m, v, target, rate, keep, c1, c2, eps, tau, scratch, edge
         )  # fmt: skip

@@ -129,7 +129,7 @@ def _pick(
 
 def _temperature(
     e: Emitter, rows: Int, log_prob: Int, loss: Int, p: Int, g: Int, m: Int, v: Int, fixed: Int, entropy: Any, floor: Any,
-    rate: Any, keep: Any, c1: Any, c2: Any, root: Any, eps: Any, tau: Any, scratch: Int, edge: Int,
+    rate: Any, keep: Any, c1: Any, c2: Any, eps: Any, tau: Any, scratch: Int, edge: Int,
 ) -> None:  # fmt: skip
     """loss = -p (mean log_prob + entropy) and, unless ``fixed``, a step of Adam on p = log α, kept above ``floor``."""
     b = e.b
@@ -141,7 +141,7 @@ def _temperature(
     e.put(b.fmul(e.get(p), slope), loss)
     with e.when(fixed.is_(0)):
         e.put(slope, g)
-        e.call(adam, 1, p, g, m, v, 0, rate, keep, c1, c2, root, eps, tau, scratch, edge)
+        e.call(adam, 1, p, g, m, v, 0, rate, keep, c1, c2, eps, tau, scratch, edge)
         e.put(e.greatest(e.get(p), floor), p)
 
 

@@ -1,11 +1,12 @@
 """Matrix products of a few hundred rows and columns as compiled code, for :mod:`robot_rl.nn.kernels`.
 
 The usual way (Goto and van de Geijn 2008): the right matrix is packed into panels two vectors wide, the left one read in tiles of
-six rows (or packed into panels of six columns when it is transposed), and a tile of sums stays in registers.
+six rows (after it was written down row by row, if it is a transpose), and a tile of sums stays in registers.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from robot_rl.nn.simd import VECTOR_BYTES, Emitter, Int, Kernel
@@ -13,6 +14,7 @@ from robot_rl.nn.simd import VECTOR_BYTES, Emitter, Int, Kernel
 BLOCK_ROWS = 96  # rows of the left matrix that stay in cache while the panels of the right one pass
 BLOCK_TERMS = 256  # terms of a dot product between two visits to memory
 TILE = 6  # 6 x 2 vectors of sums, 2 of the right matrix and 1 of the left one fill the 16 registers of AVX2
+UNROLL = 4  # terms; the fewer other instructions, the less a product loses when the core has a second thread to serve
 EDGE_ELEMENTS = (TILE + 1) * 16  # a tile's result, and one row that stays zero
 
 
@@ -26,7 +28,7 @@ def _copy_rows(e: Emitter, source: Int, source_row: Int, target: Int, target_row
             e.store(e.load(source + r * source_row + v * VECTOR_BYTES), target + r * target_row + v * VECTOR_BYTES)
 
 
-def _transpose(e: Emitter, source: Int, source_row: Int, target: Int, target_row: int, vectors: Int) -> None:
+def _transpose(e: Emitter, source: Int, source_row: Int, target: Int, target_row: Int | int, vectors: Int | int) -> None:
     """One vector's width of rows, ``vectors`` vectors long, into columns ``target_row`` bytes apart."""
     w = e.width
     with e.range(0, vectors) as block:
@@ -41,7 +43,7 @@ def _transpose(e: Emitter, source: Int, source_row: Int, target: Int, target_row
                     values[r], values[r | span] = e.b.shuffle_vector(x, y, low), e.b.shuffle_vector(x, y, high)
             span *= 2
         for r, value in enumerate(values):
-            e.store(value, target + block * (w * target_row) + r * target_row)
+            e.store(value, target + block * w * target_row + e.integer(r) * target_row)
 
 
 def _add_up(e: Emitter, panel: Int, terms: Int, columns: Int, sums: Int) -> None:
@@ -75,14 +77,14 @@ def pack_right_and_sum(e: Emitter, source: Int, row: Int, terms: Int, columns: I
 def pack_right(e: Emitter, source: Int, row: Int, terms: Int, columns: Int, target: Int, zeros: Int) -> None:
     """(terms, columns) row-major into panels (columns / NR, terms, NR), the last one filled up with zeros."""
     wide = 2 * e.width
-    with e.range(0, columns, wide) as j:
-        panel = target + j * terms * e.size
-        whole = j + wide <= columns
-        with e.when(whole):
-            _copy_rows(e, source + j * e.size, row, panel, wide * e.size, terms, 2)
-        with e.when(~whole), e.range(0, terms) as k, e.range(0, wide) as i:
-            value = e.get_if(j + i < columns, source + k * row + (j + i) * e.size, zeros)
-            e.put(value, panel + (k * wide + i) * e.size)
+    full = columns // wide * wide
+    with e.range(0, terms, 16) as k:  # so many rows stay in the first cache while the panels take their part
+        count = (terms - k).min(16)
+        with e.range(0, full, wide) as j:
+            _copy_rows(e, source + k * row + j * e.size, row, target + (j * terms + k * wide) * e.size, wide * e.size, count, 2)
+    with e.range(full, columns, wide) as j, e.range(0, terms) as k, e.range(0, wide) as i:
+        value = e.get_if(j + i < columns, source + k * row + (j + i) * e.size, zeros)
+        e.put(value, target + (j * terms + k * wide + i) * e.size)
 
 
 @Kernel
@@ -100,25 +102,16 @@ def pack_right_transposed(e: Emitter, source: Int, row: Int, terms: Int, columns
             e.put(value, panel + (k * wide + i) * e.size)
 
 
-def left_panel(e: Emitter, terms: Int) -> Int:
-    """Bytes from one packed panel of the left matrix to the next; eight elements of slack, because rows are copied whole."""
-    return (terms * TILE + 8) * e.size
-
-
 @Kernel
-def pack_left_transposed(e: Emitter, source: Int, row: Int, rows: Int, terms: Int, target: Int, zeros: Int) -> None:
-    """The transpose of a row-major (terms, rows) into panels (rows / 6, terms, 6)."""
-    vectors = -(-TILE // e.width)
-    with e.range(0, terms, 16) as k:  # so many rows stay in the first cache while the panels take their part
-        count = (terms - k).min(16)
-        with e.range(0, rows, TILE) as m:
-            panel = target + m // TILE * left_panel(e, terms) + k * (TILE * e.size)
-            whole = m + vectors * e.width <= rows
-            with e.when(whole):
-                _copy_rows(e, source + k * row + m * e.size, row, panel, TILE * e.size, count, vectors)
-            with e.when(~whole), e.range(0, count) as c, e.range(0, TILE) as i:
-                value = e.get_if(m + i < rows, source + (k + c) * row + (m + i) * e.size, zeros)
-                e.put(value, panel + (c * TILE + i) * e.size)
+def transpose(e: Emitter, source: Int, row: Int, rows: Int, terms: Int, target: Int) -> None:
+    """The transpose of a row-major (terms, rows), row-major (rows, terms) without gaps."""
+    w, wide, out_row = e.width, 2 * e.width, terms * e.size
+    whole_rows, whole_terms = rows // wide * wide, terms // w * w
+    with e.range(0, whole_rows, wide) as m, e.range(0, whole_terms, w) as k:  # whole lines of cache are read and written
+        _transpose(e, source + k * row + m * e.size, row, target + m * out_row + k * e.size, out_row, 2)
+    for ms, ks in (((0, whole_rows), (whole_terms, terms)), ((whole_rows, rows), (0, terms))):
+        with e.range(*ms) as m, e.range(*ks) as k:
+            e.put(e.get(source + k * row + m * e.size), target + m * out_row + k * e.size)
 
 
 # ---- the matrix product
@@ -126,38 +119,42 @@ def pack_left_transposed(e: Emitter, source: Int, row: Int, rows: Int, terms: In
 
 def _tile(rows: int) -> Kernel:
     def tile(
-        e: Emitter, terms: Int, left: Int, row: Int, column: Int, right: Int, start: Int, start_row: Int, out: Int, out_row: Int,
+        e: Emitter, count: Int, terms: Int, left: Int, row: Int, right: Int, start: Int, start_row: Int, out: Int, out_row: Int,
         gate: Int, gate_row: Int,
     ) -> None:  # fmt: skip
-        """out (rows, 2 vectors) = start + left @ right, all sums in registers. ``start_row`` 0: one row of ``start`` for all.
+        """``count`` times, one below the other: out (rows, 2 vectors) = start + left @ right, all sums in registers.
 
-        ``gate`` 0: nothing more; 1: negative values become 0; else the address of rows where ``out`` becomes 0 that are not positive.
+        ``start_row`` 0: one row of ``start`` for all. ``gate`` 0: nothing more; 1: negative values become 0; else the address of rows
+        where ``out`` becomes 0 that are not positive.
         """
-        sums: list[Any] = []
-        for r in range(rows):
-            sums += [e.load(start + start_row * r), e.load(start + start_row * r + VECTOR_BYTES)]
+        step, places = 2 * VECTOR_BYTES, [(r, half * VECTOR_BYTES) for r in range(rows) for half in range(2)]
+        masked = gate > 1
+        begin, middle, end = e.integer(0), terms // UNROLL * (UNROLL * step), terms * step
+        with e.range(0, count) as i:
+            below = i * rows
+            a, first, target = left + below * row, start + below * start_row, out + below * out_row
 
-        def body(offset: Int, values: list[Any]) -> list[Any]:
-            position, sums = Int(e, values[0]), values[1:]
-            pair = [e.load(right + offset), e.load(right + offset + VECTOR_BYTES)]
-            new = [(position + column).value]
-            for r in range(rows):
-                x = e.spread(e.get(left + row * r + position))
-                new += [e.fma(x, pair[0], sums[2 * r]), e.fma(x, pair[1], sums[2 * r + 1])]
-            return new
+            def body(count: int, offset: Int, values: list[Any]) -> list[Any]:
+                position, sums = Int(e, values[0]), values[1:]
+                for k in range(count):
+                    pair = [e.load(right + offset + (k * step + half * VECTOR_BYTES)) for half in range(2)]
+                    factors = [e.spread(e.get(a + row * r + position + k * e.size)) for r in range(rows)]
+                    sums = [e.fma(factors[i // 2], pair[i % 2], total) for i, total in enumerate(sums)]
+                return [(position + count * e.size).value, *sums]
 
-        step = 2 * VECTOR_BYTES
-        sums = e.loop(e.integer(0), terms * step, step, [e.integer(0).value, *sums], body)[1:]
-        places = [(r, half * VECTOR_BYTES) for r in range(rows) for half in range(2)]
-        with e.when(gate.is_(0)):
-            for value, (r, half) in zip(sums, places, strict=True):
-                e.store(value, out + out_row * r + half)
-        with e.when(gate.is_(1)):
-            for value, (r, half) in zip(sums, places, strict=True):
-                e.store(e.positive(value, value), out + out_row * r + half)
-        with e.when(gate > 1):
-            for value, (r, half) in zip(sums, places, strict=True):
-                e.store(e.positive(e.load(gate + gate_row * r + half), value), out + out_row * r + half)
+            values = [begin.value, *(e.load(first + start_row * r + half) for r, half in places)]
+            values = e.loop(begin, middle, UNROLL * step, values, partial(body, UNROLL))
+            sums = e.loop(middle, end, step, values, partial(body, 1))[1:]
+            with e.when(gate.is_(0)):
+                for value, (r, half) in zip(sums, places, strict=True):
+                    e.store(value, target + out_row * r + half)
+            with e.when(gate.is_(1)):
+                for value, (r, half) in zip(sums, places, strict=True):
+                    e.store(e.positive(value, value), target + out_row * r + half)
+            with e.when(masked):
+                mask = gate + below * gate_row
+                for value, (r, half) in zip(sums, places, strict=True):
+                    e.store(e.positive(e.load(mask + gate_row * r + half), value), target + out_row * r + half)
 
     tile.__name__ = f"tile{rows}"
     return Kernel(tile)
@@ -168,49 +165,56 @@ TILES = [_tile(rows) for rows in range(1, TILE + 1)]  # the last tile of a matri
 
 @Kernel
 def product(
-    e: Emitter, rows: Int, columns: Int, terms: Int, left: Int, row: Int, panel: Int, right: Int, start: Int,
+    e: Emitter, rows: Int, columns: Int, terms: Int, left: Int, row: Int, right: Int, start: Int,
     out: Int, out_row: Int, gate: Int, gate_row: Int, edge: Int,
 ) -> None:  # fmt: skip
     """out (rows, columns) = left @ right + start, and of it what ``gate`` lets through, as :func:`_tile` says.
 
     Args:
-        left: row-major with ``row`` bytes a row, or packed: then ``panel`` is the bytes from one panel to the next, else 0.
+        left: row-major with ``row`` bytes a row.
         right: packed. start: address of one row (columns) for all, or 0.
         edge: scratch of EDGE_ELEMENTS, zero when it was made.
     """
     size, wide = e.size, 2 * e.width
     corner, zeros = edge, edge + TILE * wide * size
-    packed_left = panel > 0
-    a_row, a_column = packed_left.choose(size, row), packed_left.choose(TILE * size, size)
 
     def tile(height: Int, *arguments: Int | int) -> None:
         for count, kernel in enumerate(TILES, 1):
             with e.when(height.is_(count)):
-                e.call(kernel, *arguments)
+                e.call(kernel, 1, *arguments)
 
     with e.range(0, rows, BLOCK_ROWS) as m0, e.range(0, terms, BLOCK_TERMS) as k0:
         m1, count = rows.min(m0 + BLOCK_ROWS), (terms - k0).min(BLOCK_TERMS)
         begins, ends = k0.is_(0), ~(k0 + BLOCK_TERMS < terms)
         source_row, through = begins.choose(0, out_row), ends.choose(gate, 0)
-        with e.range(0, columns, wide) as j, e.range(m0, m1, TILE) as m:
-            height, whole = (m1 - m).min(TILE), j + wide <= columns
+        tiles = (m1 - m0) // TILE
+
+        def factors(m: Int, j: Int) -> tuple[Int, ...]:
+            return count, left + m * row + k0 * size, row, right + (j * terms + k0 * wide) * size
+
+        def sums_of(m: Int, j: Int) -> tuple[Int, ...]:
             target = out + m * out_row + j * size
-            a = left + packed_left.choose(m // TILE * panel, m * row) + k0 * a_column
-            factors = (a, a_row, a_column, right + (j * terms + k0 * wide) * size)
-            with e.when(whole):
-                source = begins.choose((start > 0).choose(start + j * size, zeros), target)
-                here = (through > 1).choose(through + m * gate_row + j * size, through)
-                tile(height, count, *factors, source, source_row, target, out_row, here, gate_row)
-            with e.when(~whole):  # a few columns: by way of a tile that has all of them
-                with e.range(0, height) as r, e.range(0, wide) as i:
-                    valid = (j + i < columns) & (begins.choose(start, target) > 0)
-                    where = begins.choose(start + j * size, target) + r * source_row + i * size
-                    e.put(e.get_if(valid, where, zeros), corner + (r * wide + i) * size)
-                tile(height, count, *factors, corner, wide * size, corner, wide * size, 0, 0)
-                with e.range(0, height) as r, e.range(0, columns - j) as i:
-                    value, place = e.get(corner + (r * wide + i) * size), target + r * out_row + i * size
-                    e.put(value, place)
-                    with e.when(through.is_(1)):
-                        e.put(e.positive(value, value), place)
-                    with e.when(through > 1):
-                        e.put(e.positive(e.get(through + (m + r) * gate_row + (j + i) * size), value), place)
+            source = begins.choose((start > 0).choose(start + j * size, zeros), target)
+            here = (through > 1).choose(through + m * gate_row + j * size, through)
+            return source, source_row, target, out_row, here, gate_row
+
+        whole = columns // wide * wide
+        with e.range(0, whole, wide) as j:
+            e.call(TILES[-1], tiles, *factors(m0, j), *sums_of(m0, j))
+            rest = m0 + tiles * TILE
+            tile(m1 - rest, *factors(rest, j), *sums_of(rest, j))
+        # The last few columns: by way of a tile that has all of them.
+        with e.range(whole, columns, wide) as j, e.range(m0, m1, TILE) as m:
+            height, target = (m1 - m).min(TILE), out + m * out_row + j * size
+            with e.range(0, height) as r, e.range(0, wide) as i:
+                valid = (j + i < columns) & (begins.choose(start, target) > 0)
+                where = begins.choose(start + j * size, target) + r * source_row + i * size
+                e.put(e.get_if(valid, where, zeros), corner + (r * wide + i) * size)
+            tile(height, *factors(m, j), corner, wide * size, corner, wide * size, 0, 0)
+            with e.range(0, height) as r, e.range(0, columns - j) as i:
+                value, place = e.get(corner + (r * wide + i) * size), target + r * out_row + i * size
+                e.put(value, place)
+                with e.when(through.is_(1)):
+                    e.put(e.positive(value, value), place)
+                with e.when(through > 1):
+                    e.put(e.positive(e.get(through + (m + r) * gate_row + (j + i) * size), value), place)

@@ -222,10 +222,11 @@ class Emitter:
         parts = list(vectors)
         while len(parts) > 1:
             parts = [self.b.fadd(x, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
-        lanes = [self.b.extract_element(parts[0], ir.Constant(LANE, i)) for i in range(self.width)]
-        while len(lanes) > 1:
-            lanes = [self.b.fadd(x, y) for x, y in zip(lanes[::2], lanes[1::2], strict=True)]
-        return lanes[0]
+        value, span = parts[0], 1
+        while span < self.width:  # then every lane has its own sum and that of the lane ``span`` away
+            value = self.b.fadd(value, self.b.shuffle_vector(value, value, self.lanes([i ^ span for i in range(self.width)])))
+            span *= 2
+        return self.first(value)
 
     def loop(self, start: Int, stop: Int, step: int, initial: list[Any], body: Body) -> list[Any]:
         """``initial = body(offset, initial)`` for every offset; the values stay in registers."""

@@ -143,7 +143,7 @@ def test_more_calls_than_there_is_room_for() -> None:
 
 
 def test_too_many_tasks_in_one_go_are_refused() -> None:
-    nothing = team.Task(compiled.program(torch.float32).adam, (0,) * 6 + (0.0,) * 7 + (0, 0), (), (0,))
+    nothing = team.Task(compiled.program(torch.float32).adam, (0,) * 6 + (0.0,) * FlatAdam.NUMBERS + (0, 0), (), (0,))
     with pytest.raises(ValueError, match="5000 tasks"):
         team.in_order([nothing] * 5000, 1, (0, 5000), [(0, 0), (0, 0)])
     team.in_order([nothing] * 500, 1, (0, 500), [(0, 0), (0, 0)])  # and the helpers are free again
