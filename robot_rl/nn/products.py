@@ -129,7 +129,8 @@ def _tile(rows: int) -> Kernel:
         """
         step, places = 2 * VECTOR_BYTES, [(r, half * VECTOR_BYTES) for r in range(rows) for half in range(2)]
         masked = gate > 1
-        begin, middle, end = e.integer(0), terms // UNROLL * (UNROLL * step), terms * step
+        unroll = UNROLL if rows == TILE else 1  # the others are rare, and take as long to compile
+        begin, middle, end = e.integer(0), terms // unroll * (unroll * step), terms * step
         with e.range(0, count) as i:
             below = i * rows
             a, first, target = left + below * row, start + below * start_row, out + below * out_row
@@ -143,7 +144,7 @@ def _tile(rows: int) -> Kernel:
                 return [(position + count * e.size).value, *sums]
 
             values = [begin.value, *(e.load(first + start_row * r + half) for r, half in places)]
-            values = e.loop(begin, middle, UNROLL * step, values, partial(body, UNROLL))
+            values = e.loop(begin, middle, unroll * step, values, partial(body, unroll))
             sums = e.loop(middle, end, step, values, partial(body, 1))[1:]
             with e.when(gate.is_(0)):
                 for value, (r, half) in zip(sums, places, strict=True):
