@@ -28,12 +28,13 @@ BATCH, STATE, ACTION, HORIZON = 192, 26, 7, 8
 def make(algorithm_changes: dict[str, Any]) -> Callable[[], Any]:
     import torch
 
-    from robot_rl.heads.latent_noise import LatentNoiseConfig, LatentNoiseHead
+    from robot_rl.heads.config import LatentNoiseConfig
+    from robot_rl.heads.latent_noise import LatentNoiseHead
     from robot_rl.learners.batch import Batch
     from robot_rl.learners.config import OffPolicyConfig
     from robot_rl.learners.off_policy import OffPolicyLearner
     from robot_rl.policies.checkpoint import build_policy
-    from robot_rl.policies.compact import CompactPolicyConfig
+    from robot_rl.policies.config import CompactPolicyConfig
     from robot_rl.policies.normalizer import Normalizer
     from robot_rl.types import ActionSpec, FeatureSpec
 

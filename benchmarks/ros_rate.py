@@ -93,7 +93,7 @@ def make_policy(folder: Path, wanted_ms: float) -> dict[str, Any]:
     import torch
 
     from robot_rl.policies.checkpoint import build_policy, save_policy
-    from robot_rl.policies.compact import CompactPolicyConfig
+    from robot_rl.policies.config import CompactPolicyConfig
     from robot_rl.policies.normalizer import Normalizer
     from robot_rl.robots.description import load_robot
     from robot_rl.runtime.acting import ActingPolicy, DecisionRequest

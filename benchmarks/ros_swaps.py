@@ -46,7 +46,7 @@ def write_run(folder: Path) -> None:
     import torch
 
     from robot_rl.policies.checkpoint import build_policy, save_policy
-    from robot_rl.policies.compact import CompactPolicyConfig
+    from robot_rl.policies.config import CompactPolicyConfig
     from robot_rl.policies.normalizer import Normalizer
     from robot_rl.sim.env import make_env
 

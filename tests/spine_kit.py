@@ -11,7 +11,8 @@ from torch import Tensor
 
 from robot_rl.policies.base import PolicySpec
 from robot_rl.policies.checkpoint import build_policy
-from robot_rl.policies.compact import CompactPolicy, CompactPolicyConfig
+from robot_rl.policies.compact import CompactPolicy
+from robot_rl.policies.config import CompactPolicyConfig
 from robot_rl.policies.normalizer import Normalizer
 from robot_rl.sim.env import EnvSpec
 from robot_rl.types import ActionSpec, Decision, Episode, EpisodeMeta, FeatureSpec, Observation, Step

@@ -146,6 +146,14 @@ def test_importing_the_package_is_cheap():
     assert _python(code) == "[]"
 
 
+def test_reading_a_configuration_and_watching_a_learner_need_no_torch():
+    """A mistake in a file is told at once, and the node beside the learner stays small."""
+    modules = (
+        "robot_rl.training.config, robot_rl.training.learner_process, robot_rl.training.run_folder, robot_rl.runtime.weights"
+    )
+    assert _python(f"import sys, {modules}; print('torch' in sys.modules)") == "False"
+
+
 def test_every_module_imports_by_itself_without_extras():
     chosen = [f for f in _modules() if f.name != "__main__.py" and f not in LOADED_ON_DEMAND]
     names = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in chosen]

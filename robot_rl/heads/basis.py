@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-BasisMode = Literal["full", "repeat", "low_rank"]
+from robot_rl.heads.config import BasisMode
 
 
 class ChunkBasis(nn.Module):

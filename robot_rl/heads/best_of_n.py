@@ -6,16 +6,15 @@ This is the whole rule; acting, temporal-difference targets and the edit head al
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from robot_rl.heads.base import Head, Mode, Proposal
+from robot_rl.heads.config import SelectionConfig, SelectReduce
 from robot_rl.policies.base import BasePolicy
 
-SelectReduce = Literal["weighted_min_pair", "min", "mean", "lcb"]
 SCORED_AT_ONCE = 1024
 """Rows that a critic scores in one piece; more are scored candidate by candidate, which keeps its buffers in the cache."""
 
@@ -26,45 +25,6 @@ class Scorer(Protocol):
     def reduced_value(
         self, x: Tensor, how: SelectReduce, generator: torch.Generator | None = None, *, k: float = 1.0
     ) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class SelectionConfig:
-    """How one of several candidates is chosen.
-
-    Attributes:
-        candidates: K, chunks of the base among which to choose.
-        select_reduce: how the critics' votes become one score; ``lcb`` is mean - ``select_k`` std, so a negative
-            ``select_k`` is optimistic (E2O). All are deterministic: acting and targets rank alike.
-        temperature: eta; ``explore`` mode draws candidate k with probability exp(q_k / eta) / sum. 0 takes the best.
-        kl_budget: raise eta per state until the choice's divergence from the base, log K - entropy, is at most this (nats).
-        risk: ``neutral`` weighs candidates by q; ``bernoulli`` takes q as a chance of success p and weighs by
-            1 - p + p exp(1 / eta), Q#'s exact solution for deterministic transitions.
-    """
-
-    candidates: int = 8
-    select_reduce: SelectReduce = "weighted_min_pair"
-    select_k: float = 1.0
-    temperature: float = 0.0
-    kl_budget: float | None = None
-    risk: Literal["neutral", "bernoulli"] = "neutral"
-
-    def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise ValueError(f"candidates={self.candidates}: accepted are integers >= 1")
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature}: accepted are numbers >= 0")
-        if self.kl_budget is not None and self.kl_budget <= 0:
-            raise ValueError(f"kl_budget={self.kl_budget}: accepted are null or numbers > 0")
-        if self.risk == "bernoulli" and not self.samples:
-            raise ValueError(
-                "risk='bernoulli' with temperature=0 takes the best either way; set temperature > 0 or a kl_budget"
-            )
-
-    @property
-    def samples(self) -> bool:
-        """Whether ``explore`` mode draws rather than takes the best."""
-        return self.temperature > 0 or self.kl_budget is not None
 
 
 def tilt(q: Tensor, eta: Tensor | float, risk: str) -> Tensor:

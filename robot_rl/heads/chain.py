@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from robot_rl.heads.base import Mode, Proposal
+from robot_rl.heads.config import ChainConfig
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.policies.base import BasePolicy
-
-
-@dataclass(frozen=True)
-class ChainConfig:
-    """How a denoising chain explores.
-
-    Attributes:
-        std: of the Gaussian noise that ``explore`` mode adds to every trained step, for sampling and for likelihoods alike.
-        trained_steps: K_ft, the last so many sampling steps are trained and noisy, the others are the base's; 0: all.
-    """
-
-    std: float = 0.1
-    trained_steps: int = 0
-
-    def __post_init__(self) -> None:
-        if self.std <= 0 or self.trained_steps < 0:
-            raise ValueError(f"std={self.std}, trained_steps={self.trained_steps}: accepted are std > 0, trained_steps >= 0")
 
 
 class ChainHead(FineTunedHead):

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from robot_rl.heads.base import Head, Mode, Proposal
+from robot_rl.heads.config import ChunkPolicyConfig
 from robot_rl.nn.actor import GaussianTanhActor, squashed_log_prob
 from robot_rl.policies.base import BasePolicy
-
-
-@dataclass(frozen=True)
-class ChunkPolicyConfig:
-    """``hidden`` and ``layer_norm`` of the actor (WSRL puts LayerNorm there too; RLPD does not)."""
-
-    hidden: tuple[int, ...] = (256, 256)
-    layer_norm: bool = False
 
 
 class ChunkPolicyHead(Head):

@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from robot_rl.heads.base import Head
-from robot_rl.heads.basis import BasisMode, ChunkBasis
+from robot_rl.heads.basis import ChunkBasis
+from robot_rl.heads.config import CorrectionConfig
 from robot_rl.policies.base import BasePolicy
-
-
-@dataclass(frozen=True)
-class CorrectionConfig:
-    """How far, and in which shape, a chunk may be corrected.
-
-    Attributes:
-        scale: largest correction of a normalised action entry.
-        gripper_scale: the same for gripper dimensions; 0 leaves them to the base.
-        mode, rank: the correction's shape over the chunk, see :class:`ChunkBasis`.
-        hidden, layer_norm: of the actor.
-    """
-
-    scale: float = 0.2
-    gripper_scale: float = 0.0
-    mode: BasisMode = "full"
-    rank: int = 1
-    hidden: tuple[int, ...] = (256, 256)
-    layer_norm: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("scale", "gripper_scale"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: accepted are numbers >= 0")
 
 
 class CorrectionHead(Head):

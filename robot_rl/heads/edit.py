@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from robot_rl.heads.base import Mode, Proposal
-from robot_rl.heads.best_of_n import Selection, SelectionConfig, base_candidates, chosen_proposal, pick, score
-from robot_rl.heads.correction import CorrectionConfig, CorrectionHead
+from robot_rl.heads.best_of_n import Selection, base_candidates, chosen_proposal, pick, score
+from robot_rl.heads.config import EditConfig
+from robot_rl.heads.correction import CorrectionHead
 from robot_rl.nn.actor import GaussianTanhActor, squashed_log_prob
 from robot_rl.policies.base import BasePolicy
-
-
-@dataclass(frozen=True)
-class EditConfig(CorrectionConfig, SelectionConfig):
-    """Shape of an edit head: :class:`CorrectionConfig` for the edit, :class:`SelectionConfig` for the choice.
-
-    Attributes:
-        edits: E, how many of the K base chunks are also offered edited; at most ``candidates``.
-    """
-
-    scale: float = 0.05
-    edits: int = 8
-
-    def __post_init__(self) -> None:
-        CorrectionConfig.__post_init__(self)
-        SelectionConfig.__post_init__(self)
-        if not 1 <= self.edits <= self.candidates:
-            raise ValueError(f"edits={self.edits}: accepted are 1 to candidates ({self.candidates})")
 
 
 class EditHead(CorrectionHead):

@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from robot_rl.heads.base import Head, Mode, Proposal
-from robot_rl.heads.basis import BasisMode, ChunkBasis
+from robot_rl.heads.basis import ChunkBasis
+from robot_rl.heads.config import LatentNoiseConfig
 from robot_rl.nn.actor import GaussianTanhActor, squashed_log_prob
 from robot_rl.policies.base import BasePolicy
-
-
-@dataclass(frozen=True)
-class LatentNoiseConfig:
-    """Shape of a latent-noise head.
-
-    Attributes:
-        noise_bound: every controlled entry of the noise lies in [-bound, bound]. 1.0 is what the released DSRL-NA code
-            really does, 1.5 its usual intent; at 1.5 a fresh head has nearly the spread of the base's own prior.
-        noise_mode, rank: which part of the noise is controlled, see :class:`ChunkBasis`.
-        executed_rows_only: leave the noise rows beyond ``n_action_steps`` to the prior.
-        hidden: of the actor.
-        layer_norm: in the actor.
-    """
-
-    noise_bound: float = 1.5
-    noise_mode: BasisMode = "full"
-    rank: int = 1
-    executed_rows_only: bool = False
-    hidden: tuple[int, ...] = (256, 256)
-    layer_norm: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.noise_bound > 0:
-            raise ValueError(f"noise_bound={self.noise_bound}: accepted are numbers > 0")
 
 
 class LatentNoiseHead(Head):

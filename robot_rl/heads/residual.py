@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from robot_rl.heads.base import Mode, Proposal
-from robot_rl.heads.correction import CorrectionConfig, CorrectionHead
+from robot_rl.heads.config import CorrectionConfig, ResidualConfig
+from robot_rl.heads.correction import CorrectionHead
 from robot_rl.nn.actor import GaussianTanhActor, squashed_log_prob
 from robot_rl.nn.mlp import StackedMLP
 from robot_rl.policies.base import BasePolicy
-
-
-@dataclass(frozen=True)
-class ResidualConfig(CorrectionConfig):
-    """Shape of a residual head, see :class:`CorrectionConfig`.
-
-    Attributes:
-        exploration_std: Gaussian exploration, in units of ``scale`` (deterministic actor only).
-    """
-
-    exploration_std: float = 0.3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.exploration_std < 0:
-            raise ValueError(f"exploration_std={self.exploration_std}: accepted are numbers >= 0")
 
 
 class ResidualHead(CorrectionHead):

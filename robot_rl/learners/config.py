@@ -1,14 +1,23 @@
-"""Off-policy recipes are configuration: this is all there is to choose."""
+"""Recipes are configuration: this is all there is to choose. Reading it costs no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-from robot_rl.learners.reduce import Reduction, check_reduction
+from typing import Literal, get_args
 
 CriticLoss = Literal["td", "iql", "cql", "calql"]
+Weighting = Literal["uniform", "filtered", "hg_dagger", "iwr", "sirius", "awr", "iw_sft"]
+Reduction = Literal["min_pair", "weighted_min_pair", "min", "mean", "lcb"]
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+
+
+def check_reduction(how: str, n: int, key: str = "how") -> None:
+    """Raises ValueError, naming ``key``, unless ``how`` is a reduction that works with ``n`` heads."""
+    if how not in REDUCTIONS:
+        raise ValueError(f"{key}={how!r}: accepted are {', '.join(REDUCTIONS)}")
+    if how.endswith("min_pair") and n < 2:
+        raise ValueError(f"{key}={how!r} needs at least 2 critic heads, got {n}")
 
 
 @dataclass(frozen=True)
@@ -163,3 +172,119 @@ class OffPolicyConfig:
         conservative = {self.critic_loss, self.offline_critic} & {"cql", "calql"}
         if conservative and self.algorithm == "dsrl_sac":
             raise ValueError("a conservative critic needs chunk actions; with algorithm='dsrl_sac' accepted are td, iql")
+
+
+@dataclass(frozen=True)
+class WeightedBCConfig:
+    """How a policy is cloned from mixed data, and which of it counts.
+
+    Attributes:
+        weights: ``uniform``; ``filtered``: rows of successful episodes and demonstrations; ``hg_dagger``: demonstrations and what
+            humans executed; ``iwr``: human rows weigh as much as all others together; ``sirius``: fixed masses per class;
+            ``awr``: exp(advantage); ``iw_sft``: ``filtered`` times the likelihood ratio to the frozen base.
+        lr, weight_decay: AdamW. ema: decay of the averaged weights that act. grad_clip: largest gradient norm, 0: none.
+        intervention_mass, pre_intervention_mass: shares of the loss of those classes (``sirius``).
+        beta, weight_clip: of ``awr``: exp(beta A), at most ``weight_clip``.
+        value_hidden, value_lr: of V(s), which ``awr`` fits to returns.
+        iw_temperature, iw_clip, iw_draws: of ``iw_sft``: exp(T (l_theta - l_base)) within [0, clip], the log likelihoods being
+            minus the denoising loss, averaged over so many shared draws of time and noise.
+        gamma, failure_reward: of the returns, see :class:`OffPolicyConfig`.
+    """
+
+    algorithm: Literal["weighted_bc"] = "weighted_bc"
+    weights: Weighting = "filtered"
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    ema: float = 0.995
+    grad_clip: float = 0.0
+    intervention_mass: float = 0.5
+    pre_intervention_mass: float = 0.002
+    beta: float = 3.0
+    weight_clip: float = 100.0
+    value_hidden: tuple[int, ...] = (256, 256)
+    value_lr: float = 3e-4
+    iw_temperature: float = 1.0
+    iw_clip: float = 16.0
+    iw_draws: int = 8
+    gamma: float = 0.99
+    failure_reward: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"ema={self.ema}: accepted are 0 <= ema < 1")
+        if not 0.0 < self.gamma <= 1.0 or (self.failure_reward and self.gamma == 1.0):
+            raise ValueError(f"gamma={self.gamma}: accepted are 0 < gamma <= 1, below 1 with a failure_reward")
+        if (
+            self.intervention_mass < 0
+            or self.pre_intervention_mass < 0
+            or self.intervention_mass + self.pre_intervention_mass > 1
+        ):
+            raise ValueError(
+                f"intervention_mass={self.intervention_mass}, pre_intervention_mass={self.pre_intervention_mass}: accepted are "
+                "shares >= 0 of at most 1 together"
+            )
+        if self.iw_draws < 1 or self.iw_clip <= 0 or self.weight_clip <= 0:
+            raise ValueError(
+                f"iw_draws={self.iw_draws}, iw_clip={self.iw_clip}, weight_clip={self.weight_clip}: accepted are numbers above 0"
+            )
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig:
+    """The choices of an on-policy recipe.
+
+    Attributes:
+        advantage: ``gae`` (a value function; Schulman et al. 2016, over decisions of m steps each), or ``rloo`` (success of an
+            episode less the mean of the others from the same start; groups that all end alike teach nothing).
+        gamma, lam: per environment step, and of GAE. denoise_gamma: gamma_d, later denoising steps count more.
+        lr, value_lr: Adam. value_hidden: of the value function.
+        epochs, target_kl: passes over a round, and the divergence from the round's policy that ends them early.
+        clip, clip_start: c1 and c0; equal ones clip every step alike.
+        log_prob_min, log_prob_max: limits of an entry's log likelihood (chains only).
+        advantage_quantile: advantages are clipped to [q, 1 - q] quantiles of the round.
+        kl_base: weight of the divergence from the base, closed form per step.
+        critic_warmup_rounds: rounds that train the value function alone.
+        grad_clip: largest gradient norm of the head, 0: none.
+    """
+
+    algorithm: Literal["on_policy"] = "on_policy"
+    advantage: Literal["gae", "rloo"] = "gae"
+    gamma: float = 0.99
+    lam: float = 0.95
+    denoise_gamma: float = 0.99
+    lr: float = 1e-4
+    value_lr: float = 1e-3
+    value_hidden: tuple[int, ...] = (256, 256, 256)
+    epochs: int = 10
+    target_kl: float = 1.0
+    clip: float = 0.2
+    clip_start: float = 0.2
+    log_prob_min: float = -5.0
+    log_prob_max: float = 2.0
+    advantage_quantile: float = 0.0
+    kl_base: float = 0.01
+    critic_warmup_rounds: int = 0
+    grad_clip: float = 0.0
+    failure_reward: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.gamma <= 1.0 or not 0.0 <= self.lam <= 1.0 or not 0.0 < self.denoise_gamma <= 1.0:
+            raise ValueError(
+                f"gamma={self.gamma}, lam={self.lam}, denoise_gamma={self.denoise_gamma}: accepted are shares, gammas above 0"
+            )
+        if self.epochs < 1 or self.target_kl <= 0 or not 0.0 < self.clip_start <= self.clip < 1.0:
+            raise ValueError(
+                f"epochs={self.epochs}, target_kl={self.target_kl}, clip_start={self.clip_start}, clip={self.clip}: accepted are "
+                "epochs >= 1, target_kl > 0, 0 < clip_start <= clip < 1"
+            )
+        if not 0.0 <= self.advantage_quantile < 0.5 or self.kl_base < 0 or self.critic_warmup_rounds < 0:
+            raise ValueError(
+                f"advantage_quantile={self.advantage_quantile}, kl_base={self.kl_base}, critic_warmup_rounds="
+                f"{self.critic_warmup_rounds}: accepted are a quantile below 0.5, and numbers >= 0"
+            )
+        if self.failure_reward:
+            raise ValueError(
+                f"failure_reward={self.failure_reward}: on-policy learners bootstrap at a time limit; accepted is 0"
+            )

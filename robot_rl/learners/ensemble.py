@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robot_rl.learners.reduce import Reduction, check_reduction, draw_pair, reduce, reduce_with_grad
+from robot_rl.learners.config import Reduction, check_reduction
+from robot_rl.learners.reduce import draw_pair, reduce, reduce_with_grad
 from robot_rl.nn import compiled
 from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.grad import without_grad

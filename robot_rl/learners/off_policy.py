@@ -15,12 +15,11 @@ from torch import Tensor
 
 from robot_rl.heads.base import Head
 from robot_rl.learners.batch import Batch
-from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.config import OffPolicyConfig, Reduction
 from robot_rl.learners.critic_rules import ValueRule, add_conservative_gradient, copy_wider
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.factory import make_objective, resolved
 from robot_rl.learners.objectives import HeadObjective, Metrics
-from robot_rl.learners.reduce import Reduction
 from robot_rl.learners.updates import load_network_state, make_critic, network_state
 from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.grad import without_grad

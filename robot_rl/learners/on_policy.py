@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from robot_rl.heads.base import Head
 from robot_rl.heads.chain import ChainHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.learners.config import OnPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.updates import load_network_state, network_state
 from robot_rl.nn.actor import HALF_LOG_2PI
@@ -26,66 +27,6 @@ from robot_rl.nn.flat import FlatAdam, FlatParameters
 from robot_rl.policies.base import BasePolicy
 
 Metrics = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class OnPolicyConfig:
-    """The choices of an on-policy recipe.
-
-    Attributes:
-        advantage: ``gae`` (a value function; Schulman et al. 2016, over decisions of m steps each), or ``rloo`` (success of an
-            episode less the mean of the others from the same start; groups that all end alike teach nothing).
-        gamma, lam: per environment step, and of GAE. denoise_gamma: gamma_d, later denoising steps count more.
-        lr, value_lr: Adam. value_hidden: of the value function.
-        epochs, target_kl: passes over a round, and the divergence from the round's policy that ends them early.
-        clip, clip_start: c1 and c0; equal ones clip every step alike.
-        log_prob_min, log_prob_max: limits of an entry's log likelihood (chains only).
-        advantage_quantile: advantages are clipped to [q, 1 - q] quantiles of the round.
-        kl_base: weight of the divergence from the base, closed form per step.
-        critic_warmup_rounds: rounds that train the value function alone.
-        grad_clip: largest gradient norm of the head, 0: none.
-    """
-
-    algorithm: Literal["on_policy"] = "on_policy"
-    advantage: Literal["gae", "rloo"] = "gae"
-    gamma: float = 0.99
-    lam: float = 0.95
-    denoise_gamma: float = 0.99
-    lr: float = 1e-4
-    value_lr: float = 1e-3
-    value_hidden: tuple[int, ...] = (256, 256, 256)
-    epochs: int = 10
-    target_kl: float = 1.0
-    clip: float = 0.2
-    clip_start: float = 0.2
-    log_prob_min: float = -5.0
-    log_prob_max: float = 2.0
-    advantage_quantile: float = 0.0
-    kl_base: float = 0.01
-    critic_warmup_rounds: int = 0
-    grad_clip: float = 0.0
-    failure_reward: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.gamma <= 1.0 or not 0.0 <= self.lam <= 1.0 or not 0.0 < self.denoise_gamma <= 1.0:
-            raise ValueError(
-                f"gamma={self.gamma}, lam={self.lam}, denoise_gamma={self.denoise_gamma}: accepted are shares, gammas above 0"
-            )
-        if self.epochs < 1 or self.target_kl <= 0 or not 0.0 < self.clip_start <= self.clip < 1.0:
-            raise ValueError(
-                f"epochs={self.epochs}, target_kl={self.target_kl}, clip_start={self.clip_start}, clip={self.clip}: accepted are "
-                "epochs >= 1, target_kl > 0, 0 < clip_start <= clip < 1"
-            )
-        if not 0.0 <= self.advantage_quantile < 0.5 or self.kl_base < 0 or self.critic_warmup_rounds < 0:
-            raise ValueError(
-                f"advantage_quantile={self.advantage_quantile}, kl_base={self.kl_base}, critic_warmup_rounds="
-                f"{self.critic_warmup_rounds}: accepted are a quantile below 0.5, and numbers >= 0"
-            )
-        if self.failure_reward:
-            raise ValueError(
-                f"failure_reward={self.failure_reward}: on-policy learners bootstrap at a time limit; accepted is 0"
-            )
 
 
 @dataclass(frozen=True)

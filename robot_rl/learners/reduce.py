@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
+from robot_rl.learners.config import Reduction, check_reduction
 from robot_rl.nn.grad import without_grad
-
-Reduction = Literal["min_pair", "weighted_min_pair", "min", "mean", "lcb"]
-REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 
 def draw_pair(n: int, generator: torch.Generator | None, device: torch.device | str | None = None) -> Tensor:
@@ -34,14 +30,6 @@ def pair_weights(n: int, like: Tensor) -> Tensor:
     if n < 2:
         raise ValueError(f"weighted_min_pair needs at least 2 critic heads, got {n}")
     return torch.arange(n - 1, -1, -1, dtype=like.dtype, device=like.device) / (n * (n - 1) / 2)
-
-
-def check_reduction(how: str, n: int, key: str = "how") -> None:
-    """Raises ValueError, naming ``key``, unless ``how`` is a reduction that works with ``n`` heads."""
-    if how not in REDUCTIONS:
-        raise ValueError(f"{key}={how!r}: accepted are {', '.join(REDUCTIONS)}")
-    if how.endswith("min_pair") and n < 2:
-        raise ValueError(f"{key}={how!r} needs at least 2 critic heads, got {n}")
 
 
 def reduce(q: Tensor, how: Reduction, generator: torch.Generator | None = None, *, k: float = 1.0) -> Tensor:

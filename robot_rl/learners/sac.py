@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robot_rl.learners.config import Reduction, check_reduction
 from robot_rl.learners.ensemble import PICKED, CriticEnsemble, TDSteps
-from robot_rl.learners.reduce import Reduction, check_reduction
 from robot_rl.nn import compiled
 from robot_rl.nn.actor import ActorSample, GaussianTanhActor, Temperature
 from robot_rl.nn.flat import FlatAdam

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.config import OffPolicyConfig, Reduction
 from robot_rl.learners.ensemble import CriticEnsemble
-from robot_rl.learners.reduce import Reduction, reduce_with_grad
+from robot_rl.learners.reduce import reduce_with_grad
 from robot_rl.nn.flat import FlatAdam
 
 

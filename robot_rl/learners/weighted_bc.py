@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from robot_rl.heads.base import Head
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
+from robot_rl.learners.config import WeightedBCConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.row_class import ROW_CLASS, SUCCEEDED, RowClass
 from robot_rl.learners.updates import load_network_state, network_state
@@ -29,63 +30,6 @@ from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.types import Stratum
 
 Metrics = dict[str, Tensor]
-Weighting = Literal["uniform", "filtered", "hg_dagger", "iwr", "sirius", "awr", "iw_sft"]
-
-
-@dataclass(frozen=True)
-class WeightedBCConfig:
-    """How a policy is cloned from mixed data, and which of it counts.
-
-    Attributes:
-        weights: ``uniform``; ``filtered``: rows of successful episodes and demonstrations; ``hg_dagger``: demonstrations and what
-            humans executed; ``iwr``: human rows weigh as much as all others together; ``sirius``: fixed masses per class;
-            ``awr``: exp(advantage); ``iw_sft``: ``filtered`` times the likelihood ratio to the frozen base.
-        lr, weight_decay: AdamW. ema: decay of the averaged weights that act. grad_clip: largest gradient norm, 0: none.
-        intervention_mass, pre_intervention_mass: shares of the loss of those classes (``sirius``).
-        beta, weight_clip: of ``awr``: exp(beta A), at most ``weight_clip``.
-        value_hidden, value_lr: of V(s), which ``awr`` fits to returns.
-        iw_temperature, iw_clip, iw_draws: of ``iw_sft``: exp(T (l_theta - l_base)) within [0, clip], the log likelihoods being
-            minus the denoising loss, averaged over so many shared draws of time and noise.
-        gamma, failure_reward: of the returns, see :class:`OffPolicyConfig`.
-    """
-
-    algorithm: Literal["weighted_bc"] = "weighted_bc"
-    weights: Weighting = "filtered"
-    lr: float = 1e-4
-    weight_decay: float = 1e-4
-    ema: float = 0.995
-    grad_clip: float = 0.0
-    intervention_mass: float = 0.5
-    pre_intervention_mass: float = 0.002
-    beta: float = 3.0
-    weight_clip: float = 100.0
-    value_hidden: tuple[int, ...] = (256, 256)
-    value_lr: float = 3e-4
-    iw_temperature: float = 1.0
-    iw_clip: float = 16.0
-    iw_draws: int = 8
-    gamma: float = 0.99
-    failure_reward: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.ema < 1.0:
-            raise ValueError(f"ema={self.ema}: accepted are 0 <= ema < 1")
-        if not 0.0 < self.gamma <= 1.0 or (self.failure_reward and self.gamma == 1.0):
-            raise ValueError(f"gamma={self.gamma}: accepted are 0 < gamma <= 1, below 1 with a failure_reward")
-        if (
-            self.intervention_mass < 0
-            or self.pre_intervention_mass < 0
-            or self.intervention_mass + self.pre_intervention_mass > 1
-        ):
-            raise ValueError(
-                f"intervention_mass={self.intervention_mass}, pre_intervention_mass={self.pre_intervention_mass}: accepted are "
-                "shares >= 0 of at most 1 together"
-            )
-        if self.iw_draws < 1 or self.iw_clip <= 0 or self.weight_clip <= 0:
-            raise ValueError(
-                f"iw_draws={self.iw_draws}, iw_clip={self.iw_clip}, weight_clip={self.weight_clip}: accepted are numbers above 0"
-            )
 
 
 @dataclass(frozen=True)

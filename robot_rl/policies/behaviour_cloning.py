@@ -5,47 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from robot_rl.policies.checkpoint import build_policy
-from robot_rl.policies.compact import CompactPolicy, CompactPolicyConfig
+from robot_rl.policies.compact import CompactPolicy
+from robot_rl.policies.config import BCConfig
 from robot_rl.policies.normalizer import Normalizer
 from robot_rl.types import ActionSpec, Episode, FeatureSpec
-
-
-@dataclass(frozen=True)
-class BCConfig:
-    """How a base policy is cloned.
-
-    Attributes:
-        steps: gradient steps; ``batch_size`` chunks each.
-        learning_rate, weight_decay: AdamW, cosine decay after ``warmup`` steps.
-        ema: decay of the averaged weights that become the policy (with the usual warm-up of the decay itself).
-        observation_noise: standard deviation added to normalised vector observations, against drift off the data.
-        action_quantile: see :meth:`Normalizer.fit`.
-    """
-
-    policy: CompactPolicyConfig = field(default_factory=CompactPolicyConfig)
-    steps: int = 5000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: int = 100
-    ema: float = 0.995
-    observation_noise: float = 0.0
-    action_quantile: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
-        if not 0.0 <= self.ema < 1.0:
-            raise ValueError(f"ema={self.ema}: accepted are 0 <= ema < 1")
 
 
 class ChunkDataset:

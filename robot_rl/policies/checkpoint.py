@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from robot_rl.policies.compact import CompactPolicy, CompactPolicyConfig
+from robot_rl.policies.compact import CompactPolicy
+from robot_rl.policies.config import CompactPolicyConfig
 from robot_rl.policies.diffusion import DiffusionPolicy
 from robot_rl.policies.flow import FlowPolicy
 from robot_rl.policies.normalizer import Normalizer

@@ -4,50 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robot_rl.policies.base import PolicySpec
+from robot_rl.policies.config import CompactPolicyConfig
 from robot_rl.policies.networks import Denoiser, ImageEncoder
 from robot_rl.policies.normalizer import Normalizer
 from robot_rl.types import ActionSpec, FeatureSpec
-
-
-@dataclass(frozen=True)
-class CompactPolicyConfig:
-    """Shape of a compact policy.
-
-    Attributes:
-        kind: ``diffusion`` (DDIM, eta 0) or ``flow`` (Euler ODE).
-        horizon: rows of a predicted chunk; ``n_action_steps`` of them are executed.
-        n_obs_steps: stacked observations.
-        width, depth: of the denoiser MLP.
-        num_steps: sampling steps (DDIM or Euler).
-        train_steps: diffusion timesteps in training.
-        image_dim: features per camera.
-    """
-
-    kind: Literal["diffusion", "flow"] = "diffusion"
-    horizon: int = 8
-    n_action_steps: int = 8
-    n_obs_steps: int = 1
-    width: int = 256
-    depth: int = 3
-    num_steps: int = 5
-    train_steps: int = 100
-    image_dim: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("horizon", "n_action_steps", "n_obs_steps", "width", "depth", "num_steps", "train_steps", "image_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
-        if self.n_action_steps > self.horizon:
-            raise ValueError(f"n_action_steps={self.n_action_steps}: accepted are 1 to horizon ({self.horizon})")
-        if self.kind == "diffusion" and self.num_steps > self.train_steps:
-            raise ValueError(f"num_steps={self.num_steps}: accepted are 1 to train_steps ({self.train_steps})")
 
 
 class CompactPolicy(nn.Module):

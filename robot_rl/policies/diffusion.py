@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robot_rl.policies.compact import CompactPolicy, CompactPolicyConfig
+from robot_rl.policies.compact import CompactPolicy
+from robot_rl.policies.config import CompactPolicyConfig
 from robot_rl.policies.normalizer import Normalizer
 from robot_rl.types import ActionSpec, FeatureSpec
 

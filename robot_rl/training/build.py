@@ -15,12 +15,12 @@ from robot_rl.heads.edit import EditHead
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
-from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.config import OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.off_policy import OffPolicyLearner
-from robot_rl.learners.on_policy import OnPolicyConfig, OnPolicyLearner
+from robot_rl.learners.on_policy import OnPolicyLearner
 from robot_rl.learners.updates import make_critic
-from robot_rl.learners.weighted_bc import WeightedBCConfig, WeightedBCLearner
+from robot_rl.learners.weighted_bc import WeightedBCLearner
 from robot_rl.policies.base import BasePolicy
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint
 from robot_rl.training.config import HeadConfig, LearnerConfig, PostTrainConfig

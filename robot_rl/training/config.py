@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from robot_rl.heads.best_of_n import SelectionConfig
-from robot_rl.heads.chain import ChainConfig
-from robot_rl.heads.chunk_policy import ChunkPolicyConfig
-from robot_rl.heads.correction import CorrectionConfig
-from robot_rl.heads.edit import EditConfig
-from robot_rl.heads.latent_noise import LatentNoiseConfig
-from robot_rl.heads.residual import ResidualConfig
-from robot_rl.learners.config import OffPolicyConfig
-from robot_rl.learners.on_policy import OnPolicyConfig
-from robot_rl.learners.weighted_bc import WeightedBCConfig
-from robot_rl.policies.behaviour_cloning import BCConfig
+from robot_rl.heads.config import (
+    ChainConfig,
+    ChunkPolicyConfig,
+    CorrectionConfig,
+    EditConfig,
+    LatentNoiseConfig,
+    ResidualConfig,
+    SelectionConfig,
+)
+from robot_rl.learners.config import OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
+from robot_rl.policies.config import BCConfig
 from robot_rl.runtime.gate import GateConfig
 
 

@@ -16,12 +16,11 @@ import torch
 
 from robot_rl import seeding
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
-from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.config import OffPolicyConfig, WeightedBCConfig
 from robot_rl.learners.objectives import Metrics
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.learners.on_policy import OnPolicyLearner
 from robot_rl.learners.row_class import FACTS
-from robot_rl.learners.weighted_bc import WeightedBCConfig
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.windows import WindowConfig, decision_starts

@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 
 import robot_rl
-from robot_rl.nn.compiled import set_threads
 from robot_rl.progress import Progress, Silent
 from robot_rl.runtime.priority import set_nice
 from robot_rl.runtime.weights import WeightChannel
@@ -234,7 +233,7 @@ def learn(run_dir: Path, parent: int = 0, stores: Sequence[Path] = ()) -> None:
 
 
 def _work(config: PostTrainConfig, folder: RunFolder, stop: Callable[[], bool], stores: Sequence[Path]) -> None:
-
+    from robot_rl.nn.compiled import set_threads
     from robot_rl.policies.checkpoint import load_policy
     from robot_rl.training.build import pick_device
     from robot_rl.training.demonstrations import gathered

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spine_kit import ARM, SmoothBase, compact, observations
 
-from robot_rl.heads.latent_noise import LatentNoiseConfig, LatentNoiseHead
-from robot_rl.heads.residual import ResidualConfig, ResidualHead
+from robot_rl.heads.config import LatentNoiseConfig, ResidualConfig
+from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.heads.residual import ResidualHead
 from robot_rl.policies.base import prior_noise
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from spine_kit import ARM, STATE, SmoothBase, compact, observations
 
-from robot_rl.heads.best_of_n import BestOfNHead, SelectionConfig, choice_logits, divergence, pick, score, tilt
-from robot_rl.heads.chunk_policy import ChunkPolicyConfig, ChunkPolicyHead
-from robot_rl.heads.correction import CorrectionConfig
-from robot_rl.heads.edit import EditConfig, EditHead
+from robot_rl.heads.best_of_n import BestOfNHead, choice_logits, divergence, pick, score, tilt
+from robot_rl.heads.chunk_policy import ChunkPolicyHead
+from robot_rl.heads.config import ChunkPolicyConfig, CorrectionConfig, EditConfig, SelectionConfig
+from robot_rl.heads.edit import EditHead
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.heads.residual import GaussianResidualHead
 from robot_rl.learners.ensemble import CriticEnsemble

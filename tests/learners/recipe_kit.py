@@ -8,12 +8,19 @@ import torch
 from spine_kit import SmoothBase
 from torch import Tensor
 
-from robot_rl.heads.best_of_n import BestOfNHead, SelectionConfig
-from robot_rl.heads.chunk_policy import ChunkPolicyConfig, ChunkPolicyHead
-from robot_rl.heads.correction import CorrectionConfig
-from robot_rl.heads.edit import EditConfig, EditHead
-from robot_rl.heads.latent_noise import LatentNoiseConfig, LatentNoiseHead
-from robot_rl.heads.residual import GaussianResidualHead, ResidualConfig, ResidualHead
+from robot_rl.heads.best_of_n import BestOfNHead
+from robot_rl.heads.chunk_policy import ChunkPolicyHead
+from robot_rl.heads.config import (
+    ChunkPolicyConfig,
+    CorrectionConfig,
+    EditConfig,
+    LatentNoiseConfig,
+    ResidualConfig,
+    SelectionConfig,
+)
+from robot_rl.heads.edit import EditHead
+from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
 from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble

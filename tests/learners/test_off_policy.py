@@ -10,8 +10,9 @@ import pytest
 import torch
 from spine_kit import STATE, SmoothBase, TwoModeBase, compact
 
-from robot_rl.heads.latent_noise import LatentNoiseConfig, LatentNoiseHead
-from robot_rl.heads.residual import ResidualConfig, ResidualHead
+from robot_rl.heads.config import LatentNoiseConfig, ResidualConfig
+from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.heads.residual import ResidualHead
 from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import ConservativeConfig, OffPolicyConfig
 from robot_rl.learners.off_policy import OffPolicyLearner

@@ -10,9 +10,11 @@ from recipe_kit import gen, shaken
 from spine_kit import SmoothBase, TwoModeBase, compact
 from torch import Tensor
 
-from robot_rl.heads.chain import ChainConfig, ChainHead
-from robot_rl.heads.latent_noise import LatentNoiseConfig, LatentNoiseHead
-from robot_rl.learners.on_policy import OnPolicyConfig, OnPolicyLearner, RoundEpisode, gae, rloo
+from robot_rl.heads.chain import ChainHead
+from robot_rl.heads.config import ChainConfig, LatentNoiseConfig
+from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.learners.config import OnPolicyConfig
+from robot_rl.learners.on_policy import OnPolicyLearner, RoundEpisode, gae, rloo
 from robot_rl.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -238,7 +240,8 @@ def test_two_modes_from_the_base_to_the_right_one(advantage: str) -> None:
 
 
 def test_other_heads_are_refused_and_so_are_odd_numbers() -> None:
-    from robot_rl.heads.residual import ResidualConfig, ResidualHead
+    from robot_rl.heads.config import ResidualConfig
+    from robot_rl.heads.residual import ResidualHead
 
     with pytest.raises(ValueError, match="trains a chain or latent_noise head; this one is residual"):
         OnPolicyLearner(SmoothBase(), ResidualHead(SmoothBase(), ResidualConfig(hidden=(4,))), OnPolicyConfig())

@@ -7,7 +7,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from robot_rl.learners.reduce import REDUCTIONS, draw_pair, reduce, reduce_with_grad
+from robot_rl.learners.config import REDUCTIONS
+from robot_rl.learners.reduce import draw_pair, reduce, reduce_with_grad
 
 
 def values(n: int = 6, batch: int = 8) -> torch.Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
+from robot_rl.learners.config import WeightedBCConfig
 from robot_rl.learners.row_class import FACTS, ROW_CLASS, RowClass, step_facts
-from robot_rl.learners.weighted_bc import CloneBatch, WeightedBCConfig, WeightedBCLearner, class_shares, class_weights
+from robot_rl.learners.weighted_bc import CloneBatch, WeightedBCLearner, class_shares, class_weights
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.windows import WindowConfig
 from robot_rl.training.checkpoint import load_checkpoint, save_checkpoint

@@ -8,8 +8,8 @@ import torch
 from spine_kit import ARM, STATE
 
 from robot_rl.policies.base import prior_noise
-from robot_rl.policies.behaviour_cloning import BCConfig, ChunkDataset, clone
-from robot_rl.policies.compact import CompactPolicyConfig
+from robot_rl.policies.behaviour_cloning import ChunkDataset, clone
+from robot_rl.policies.config import BCConfig, CompactPolicyConfig
 from robot_rl.types import ActionSpec, Episode, EpisodeMeta, FeatureSpec
 
 FEATURES = {STATE: FeatureSpec((1,))}

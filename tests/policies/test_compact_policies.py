@@ -14,7 +14,7 @@ from spine_kit import ARM, IMAGE, STATE, compact, observations
 
 from robot_rl.policies.base import prior_noise
 from robot_rl.policies.checkpoint import load_policy, save_policy
-from robot_rl.policies.compact import CompactPolicyConfig
+from robot_rl.policies.config import CompactPolicyConfig
 from robot_rl.policies.normalizer import OBSERVATION_CLIP, Normalizer
 from robot_rl.types import Episode, EpisodeMeta, FeatureSpec
 

@@ -10,7 +10,7 @@ import numpy as np
 def write_run(folder: Path, robot: str = "sim_arm") -> Path:
     """``base/`` with a policy for the simulated arm (and its cameras) and ``config.yaml`` with a latent-noise head."""
     from robot_rl.policies.checkpoint import build_policy, save_policy
-    from robot_rl.policies.compact import CompactPolicyConfig
+    from robot_rl.policies.config import CompactPolicyConfig
     from robot_rl.policies.normalizer import Normalizer
     from robot_rl.robots.description import load_robot
     from robot_rl.sim.env import make_env

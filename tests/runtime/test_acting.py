@@ -7,8 +7,9 @@ import pytest
 import torch
 from spine_kit import STATE, SmoothBase, compact
 
-from robot_rl.heads.latent_noise import LatentNoiseConfig, LatentNoiseHead
-from robot_rl.heads.residual import ResidualConfig, ResidualHead
+from robot_rl.heads.config import LatentNoiseConfig, ResidualConfig
+from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.heads.residual import ResidualHead
 from robot_rl.runtime.acting import ActingPolicy, DecisionRequest
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from spine_kit import ARM, STATE, FakeEnv, ListRecorder, SmoothBase
 
-from robot_rl.heads.latent_noise import LatentNoiseConfig, LatentNoiseHead
+from robot_rl.heads.config import LatentNoiseConfig
+from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.runtime.chunk_scheduler import ChunkScheduler
 from robot_rl.runtime.control_loop import Arbitration, ControlLoop, PolicyOnly

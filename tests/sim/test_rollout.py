@@ -7,9 +7,10 @@ import pytest
 import torch
 from spine_kit import ARM, STATE, FakeEnv, SmoothBase
 
-from robot_rl.heads.latent_noise import LatentNoiseConfig, LatentNoiseHead
+from robot_rl.heads.config import LatentNoiseConfig
+from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.policies.checkpoint import build_policy
-from robot_rl.policies.compact import CompactPolicyConfig
+from robot_rl.policies.config import CompactPolicyConfig
 from robot_rl.policies.normalizer import Normalizer
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.runtime.acting import ActingPolicy

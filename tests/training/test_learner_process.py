@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from robot_rl.config import to_yaml
-from robot_rl.policies.behaviour_cloning import BCConfig
 from robot_rl.policies.checkpoint import load_policy
-from robot_rl.policies.compact import CompactPolicyConfig
+from robot_rl.policies.config import BCConfig, CompactPolicyConfig
 from robot_rl.progress import Silent
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.runtime.acting import ActingPolicy

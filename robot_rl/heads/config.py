@@ -1,0 +1,156 @@
+"""What each head can be told. Reading a configuration costs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+BasisMode = Literal["full", "repeat", "low_rank"]
+SelectReduce = Literal["weighted_min_pair", "min", "mean", "lcb"]
+
+
+@dataclass(frozen=True)
+class LatentNoiseConfig:
+    """Shape of a latent-noise head.
+
+    Attributes:
+        noise_bound: every controlled entry of the noise lies in [-bound, bound]. 1.0 is what the released DSRL-NA code
+            really does, 1.5 its usual intent; at 1.5 a fresh head has nearly the spread of the base's own prior.
+        noise_mode, rank: which part of the noise is controlled, see :class:`robot_rl.heads.basis.ChunkBasis`.
+        executed_rows_only: leave the noise rows beyond ``n_action_steps`` to the prior.
+        hidden: of the actor.
+        layer_norm: in the actor.
+    """
+
+    noise_bound: float = 1.5
+    noise_mode: BasisMode = "full"
+    rank: int = 1
+    executed_rows_only: bool = False
+    hidden: tuple[int, ...] = (256, 256)
+    layer_norm: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.noise_bound > 0:
+            raise ValueError(f"noise_bound={self.noise_bound}: accepted are numbers > 0")
+
+
+@dataclass(frozen=True)
+class CorrectionConfig:
+    """How far, and in which shape, a chunk may be corrected.
+
+    Attributes:
+        scale: largest correction of a normalised action entry.
+        gripper_scale: the same for gripper dimensions; 0 leaves them to the base.
+        mode, rank: the correction's shape over the chunk, see :class:`robot_rl.heads.basis.ChunkBasis`.
+        hidden, layer_norm: of the actor.
+    """
+
+    scale: float = 0.2
+    gripper_scale: float = 0.0
+    mode: BasisMode = "full"
+    rank: int = 1
+    hidden: tuple[int, ...] = (256, 256)
+    layer_norm: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "gripper_scale"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: accepted are numbers >= 0")
+
+
+@dataclass(frozen=True)
+class ResidualConfig(CorrectionConfig):
+    """Shape of a residual head, see :class:`CorrectionConfig`.
+
+    Attributes:
+        exploration_std: Gaussian exploration, in units of ``scale`` (deterministic actor only).
+    """
+
+    exploration_std: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.exploration_std < 0:
+            raise ValueError(f"exploration_std={self.exploration_std}: accepted are numbers >= 0")
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """How one of several candidates is chosen.
+
+    Attributes:
+        candidates: K, chunks of the base among which to choose.
+        select_reduce: how the critics' votes become one score; ``lcb`` is mean - ``select_k`` std, so a negative
+            ``select_k`` is optimistic (E2O). All are deterministic: acting and targets rank alike.
+        temperature: eta; ``explore`` mode draws candidate k with probability exp(q_k / eta) / sum. 0 takes the best.
+        kl_budget: raise eta per state until the choice's divergence from the base, log K - entropy, is at most this (nats).
+        risk: ``neutral`` weighs candidates by q; ``bernoulli`` takes q as a chance of success p and weighs by
+            1 - p + p exp(1 / eta), Q#'s exact solution for deterministic transitions.
+    """
+
+    candidates: int = 8
+    select_reduce: SelectReduce = "weighted_min_pair"
+    select_k: float = 1.0
+    temperature: float = 0.0
+    kl_budget: float | None = None
+    risk: Literal["neutral", "bernoulli"] = "neutral"
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ValueError(f"candidates={self.candidates}: accepted are integers >= 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: accepted are numbers >= 0")
+        if self.kl_budget is not None and self.kl_budget <= 0:
+            raise ValueError(f"kl_budget={self.kl_budget}: accepted are null or numbers > 0")
+        if self.risk == "bernoulli" and not self.samples:
+            raise ValueError(
+                "risk='bernoulli' with temperature=0 takes the best either way; set temperature > 0 or a kl_budget"
+            )
+
+    @property
+    def samples(self) -> bool:
+        """Whether ``explore`` mode draws rather than takes the best."""
+        return self.temperature > 0 or self.kl_budget is not None
+
+
+@dataclass(frozen=True)
+class EditConfig(CorrectionConfig, SelectionConfig):
+    """Shape of an edit head: :class:`CorrectionConfig` for the edit, :class:`SelectionConfig` for the choice.
+
+    Attributes:
+        edits: E, how many of the K base chunks are also offered edited; at most ``candidates``.
+    """
+
+    scale: float = 0.05
+    edits: int = 8
+
+    def __post_init__(self) -> None:
+        CorrectionConfig.__post_init__(self)
+        SelectionConfig.__post_init__(self)
+        if not 1 <= self.edits <= self.candidates:
+            raise ValueError(f"edits={self.edits}: accepted are 1 to candidates ({self.candidates})")
+
+
+@dataclass(frozen=True)
+class ChunkPolicyConfig:
+    """``hidden`` and ``layer_norm`` of the actor (WSRL puts LayerNorm there too; RLPD does not)."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    layer_norm: bool = False
+
+
+@dataclass(frozen=True)
+class ChainConfig:
+    """How a denoising chain explores.
+
+    Attributes:
+        std: of the Gaussian noise that ``explore`` mode adds to every trained step, for sampling and for likelihoods alike.
+        trained_steps: K_ft, the last so many sampling steps are trained and noisy, the others are the base's; 0: all.
+    """
+
+    std: float = 0.1
+    trained_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.std <= 0 or self.trained_steps < 0:
+            raise ValueError(f"std={self.std}, trained_steps={self.trained_steps}: accepted are std > 0, trained_steps >= 0")

@@ -1,0 +1,71 @@
+"""What a compact base policy and its cloning can be told. Reading a configuration costs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class CompactPolicyConfig:
+    """Shape of a compact policy.
+
+    Attributes:
+        kind: ``diffusion`` (DDIM, eta 0) or ``flow`` (Euler ODE).
+        horizon: rows of a predicted chunk; ``n_action_steps`` of them are executed.
+        n_obs_steps: stacked observations.
+        width, depth: of the denoiser MLP.
+        num_steps: sampling steps (DDIM or Euler).
+        train_steps: diffusion timesteps in training.
+        image_dim: features per camera.
+    """
+
+    kind: Literal["diffusion", "flow"] = "diffusion"
+    horizon: int = 8
+    n_action_steps: int = 8
+    n_obs_steps: int = 1
+    width: int = 256
+    depth: int = 3
+    num_steps: int = 5
+    train_steps: int = 100
+    image_dim: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "n_action_steps", "n_obs_steps", "width", "depth", "num_steps", "train_steps", "image_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
+        if self.n_action_steps > self.horizon:
+            raise ValueError(f"n_action_steps={self.n_action_steps}: accepted are 1 to horizon ({self.horizon})")
+        if self.kind == "diffusion" and self.num_steps > self.train_steps:
+            raise ValueError(f"num_steps={self.num_steps}: accepted are 1 to train_steps ({self.train_steps})")
+
+
+@dataclass(frozen=True)
+class BCConfig:
+    """How a base policy is cloned.
+
+    Attributes:
+        steps: gradient steps; ``batch_size`` chunks each.
+        learning_rate, weight_decay: AdamW, cosine decay after ``warmup`` steps.
+        ema: decay of the averaged weights that become the policy (with the usual warm-up of the decay itself).
+        observation_noise: standard deviation added to normalised vector observations, against drift off the data.
+        action_quantile: see :meth:`robot_rl.policies.normalizer.Normalizer.fit`.
+    """
+
+    policy: CompactPolicyConfig = field(default_factory=CompactPolicyConfig)
+    steps: int = 5000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: int = 100
+    ema: float = 0.995
+    observation_noise: float = 0.0
+    action_quantile: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"ema={self.ema}: accepted are 0 <= ema < 1")
