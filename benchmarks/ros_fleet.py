@@ -80,13 +80,17 @@ class Fleet:
             self.stack.callback(watch.close)
         self.supervisor.start()
         end = time.monotonic() + START_S
-        while not all(w.moving() for w in self.watches.values()):
+        while not (all(w.moving() for w in self.watches.values()) and self.learner_is_up()):
             if time.monotonic() > end:
                 print("\n".join(self.lines[-80:]), file=sys.stderr)
                 self.stack.close()
-                raise RuntimeError(f"the fleet did not begin to move within {START_S:.0f} s")
+                raise RuntimeError(f"not every robot moved, or the learner was not up, within {START_S:.0f} s")
             time.sleep(0.2)
         return self
+
+    def learner_is_up(self) -> bool:
+        """Whether its node has said where it serves weights: before that nobody can hear of a version."""
+        return any("learner_node" in line and "endpoint" in line for line in self.lines)
 
     def __exit__(self, *exception: object) -> None:
         self.stack.close()

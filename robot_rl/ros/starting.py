@@ -29,12 +29,16 @@ IMPORT_S = 15.0
 
 
 def parameter_file(spec: NodeSpec, folder: Path) -> Path:
-    """The node's own parameters as a file, which keeps their types; a bare text on a command line does not."""
+    """The node's own parameters as a file, which keeps their types; a bare text on a command line does not.
+
+    The section has the node's full name, as launch_ros writes it: rcl applies sections in the order in which their names first
+    appear, so ``/**`` here would lose against a ``/**/policy_node`` in a file before it.
+    """
     import yaml
 
     path = folder / f"{spec.full_name.strip('/').replace('/', '.')}.yaml"
     values = {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in spec.params.items()}
-    path.write_text(yaml.safe_dump({"/**": {"ros__parameters": values}}, sort_keys=True))
+    path.write_text(yaml.safe_dump({spec.full_name: {"ros__parameters": values}}, sort_keys=True))
     return path
 
 

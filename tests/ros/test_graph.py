@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_launch_and_up_start_the_same(name, given, launch_double, tmp_path):
         ]
         files = [words[i + 1] for i, w in enumerate(words) if w == "--params-file"]
         assert files[:-1] == list(action.kwargs["parameters"][:-1])
-        written = yaml.safe_load(Path(files[-1]).read_text())["/**"]["ros__parameters"]
+        written = yaml.safe_load(Path(files[-1]).read_text())[spec.full_name]["ros__parameters"]
         assert written == {
             k: list(v) if isinstance(v, (list, tuple)) else v for k, v in action.kwargs["parameters"][-1].items()
         }
@@ -219,7 +220,38 @@ def test_the_description_is_json(tmp_path):
     nodes = graph("fleet").build({"policy": "p", "run_dir": "r", "env": "tabletop/Lift"})
     assert json.loads(json.dumps(describe(nodes)))[0]["node"] == nodes[0].full_name
     file = parameter_file(nodes[0], tmp_path)
-    assert yaml.safe_load(file.read_text())["/**"]["ros__parameters"]["robot"] == "sim_arm"
+    assert yaml.safe_load(file.read_text())[nodes[0].full_name]["ros__parameters"]["robot"] == "sim_arm"
+
+
+READ = """
+import json, sys
+import rclpy
+rclpy.init(args=sys.argv[1:])
+node = rclpy.create_node("replaced", automatically_declare_parameters_from_overrides=True)
+print(json.dumps([node.get_parameter(name).value for name in ("swap_at", "episode_mode", "warmup_forwards")]))
+"""
+
+
+@pytest.mark.parametrize("namespace", ["", "cell/arm"])
+def test_launch_arguments_win_over_files_and_files_over_the_shipped_ones(ros, tmp_path, namespace):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "/**/policy_node:\n  ros__parameters: {swap_at: episode, episode_mode: service, warmup_forwards: 7}\n"
+        "/**:\n  ros__parameters: {swap_at: episode}\n"
+    )
+    given = {
+        "policy": "p",
+        "run_dir": "r",
+        "robot": "sim_arm",
+        "swap_at": "chunk",
+        "params_file": str(mine),
+        "namespace": namespace,
+    }
+    spec = next(s for s in graph("session").build(given) if s.name == "policy_node")
+    arguments = command(spec, tmp_path)[3:]
+    done = subprocess.run([sys.executable, "-c", READ, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == ["chunk", "service", 7]
 
 
 def test_every_node_is_an_entry_point():
