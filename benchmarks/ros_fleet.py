@@ -80,11 +80,15 @@ class Fleet:
             self.stack.callback(watch.close)
         self.supervisor.start()
         end = time.monotonic() + START_S
-        while not (all(w.moving() for w in self.watches.values()) and self.learner_is_up()):
+        moved: set[str] = set()  # not all at once: between episodes a robot stands still
+        while not (len(moved) == len(self.watches) and self.learner_is_up()):
+            moved |= {name for name, watch in self.watches.items() if watch.moving()}
             if time.monotonic() > end:
                 print("\n".join(self.lines[-80:]), file=sys.stderr)
                 self.stack.close()
-                raise RuntimeError(f"not every robot moved, or the learner was not up, within {START_S:.0f} s")
+                raise RuntimeError(
+                    f"within {START_S:.0f} s only {sorted(moved)} moved; the learner is up: {self.learner_is_up()}"
+                )
             time.sleep(0.2)
         return self
 
