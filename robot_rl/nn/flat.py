@@ -178,9 +178,7 @@ class FlatAdam:
         count += 1
         (b1, b2), t = self.betas, float(count)
         decay = 1 - self.lr * self.weight_decay
-        root = math.sqrt(
-            1 - b2**t
-        )  # fraction of torch's m / (sqrt v / root + eps) extended by it: one division an element less
+        root = math.sqrt(1 - b2**t)  # torch's m / (sqrt v / root + eps), extended by root: a division an element less
         return self.lr * root / (1 - b1**t), decay, 1 - b1, 1 - b2, self.eps * root, tau
 
     def _step(self, p: Tensor, g: Tensor, b1: float, b2: float) -> None:
