@@ -14,18 +14,18 @@ from robot_rl.nn.simd import VECTOR_BYTES, Emitter, Int, Kernel
 BLOCK_ROWS = 96  # rows of the left matrix that stay in cache while the panels of the right one pass
 BLOCK_TERMS = 256  # terms of a dot product between two visits to memory
 TILE = 6  # 6 x 2 vectors of sums, 2 of the right matrix and 1 of the left one fill the 16 registers of AVX2
-UNROLL = 4  # terms; the fewer other instructions, the less a product loses when the core has a second thread to serve
+UNROLL = 4  # terms that share an address and a comparison: other instructions cost time wherever a core is not ours alone
 EDGE_ELEMENTS = (TILE + 1) * 16  # a tile's result, and one row that stays zero
 
 
 # ---- packing
 
 
-def _copy_rows(e: Emitter, source: Int, source_row: Int, target: Int, target_row: int, rows: Int, vectors: int) -> None:
-    """Target rows may overlap: the next one then overwrites the end of the one before."""
+def _copy_rows(e: Emitter, source: Int, source_row: Int, target: Int, rows: Int) -> None:
+    """Rows of two vectors, written one after another."""
     with e.range(0, rows) as r:
-        for v in range(vectors):
-            e.store(e.load(source + r * source_row + v * VECTOR_BYTES), target + r * target_row + v * VECTOR_BYTES)
+        for v in (0, VECTOR_BYTES):
+            e.store(e.load(source + r * source_row + v), target + r * (2 * VECTOR_BYTES) + v)
 
 
 def _transpose(e: Emitter, source: Int, source_row: Int, target: Int, target_row: Int | int, vectors: Int | int) -> None:
@@ -81,7 +81,7 @@ def pack_right(e: Emitter, source: Int, row: Int, terms: Int, columns: Int, targ
     with e.range(0, terms, 16) as k:  # so many rows stay in the first cache while the panels take their part
         count = (terms - k).min(16)
         with e.range(0, full, wide) as j:
-            _copy_rows(e, source + k * row + j * e.size, row, target + (j * terms + k * wide) * e.size, wide * e.size, count, 2)
+            _copy_rows(e, source + k * row + j * e.size, row, target + (j * terms + k * wide) * e.size, count)
     with e.range(full, columns, wide) as j, e.range(0, terms) as k, e.range(0, wide) as i:
         value = e.get_if(j + i < columns, source + k * row + (j + i) * e.size, zeros)
         e.put(value, target + (j * terms + k * wide + i) * e.size)
@@ -128,20 +128,19 @@ def _tile(rows: int) -> Kernel:
         where ``out`` becomes 0 that are not positive.
         """
         step, places = 2 * VECTOR_BYTES, [(r, half * VECTOR_BYTES) for r in range(rows) for half in range(2)]
-        masked = gate > 1
         unroll = UNROLL if rows == TILE else 1  # the others are rare, and take as long to compile
         begin, middle, end = e.integer(0), terms // unroll * (unroll * step), terms * step
         with e.range(0, count) as i:
             below = i * rows
             a, first, target = left + below * row, start + below * start_row, out + below * out_row
 
-            def body(count: int, offset: Int, values: list[Any]) -> list[Any]:
+            def body(several: int, offset: Int, values: list[Any]) -> list[Any]:
                 position, sums = Int(e, values[0]), values[1:]
-                for k in range(count):
+                for k in range(several):
                     pair = [e.load(right + offset + (k * step + half * VECTOR_BYTES)) for half in range(2)]
                     factors = [e.spread(e.get(a + row * r + position + k * e.size)) for r in range(rows)]
-                    sums = [e.fma(factors[i // 2], pair[i % 2], total) for i, total in enumerate(sums)]
-                return [(position + count * e.size).value, *sums]
+                    sums = [e.fma(factors[n // 2], pair[n % 2], total) for n, total in enumerate(sums)]
+                return [(position + several * e.size).value, *sums]
 
             values = [begin.value, *(e.load(first + start_row * r + half) for r, half in places)]
             values = e.loop(begin, middle, unroll * step, values, partial(body, unroll))
@@ -152,7 +151,7 @@ def _tile(rows: int) -> Kernel:
             with e.when(gate.is_(1)):
                 for value, (r, half) in zip(sums, places, strict=True):
                     e.store(e.positive(value, value), target + out_row * r + half)
-            with e.when(masked):
+            with e.when(gate > 1):
                 mask = gate + below * gate_row
                 for value, (r, half) in zip(sums, places, strict=True):
                     e.store(e.positive(e.load(mask + gate_row * r + half), value), target + out_row * r + half)
