@@ -1,9 +1,10 @@
 """A fleet on one machine: N simulated robots and one learner, as ``robot-rl up fleet`` starts them.
 
 ``python benchmarks/ros_fleet.py [--robots 4] [--seconds 120] [--versions 10]``: first one robot, then N, for the same time. Prints one
-JSON object: from the publication of a version to the moment each robot's diagnostics say that it acts (``swap_at: chunk``; bar 2 s),
-episodes a minute against N times one robot (bar 90 %), and how busy the processors were. Where the throughput falls short, a
-saturated machine (``cpu_busy`` near 1) is the reason, or there is none.
+JSON object: from the publication of a version to the moment from which it acts on each robot (``swap_at: chunk``; bar 2 s; the stamp in
+the robot's ``episode_status``), whole episodes a minute against N times one robot (bar 90 %), and how busy the processors were. Where the
+throughput falls short, a saturated machine (``cpu_busy`` near 1) is the reason, or there is none. The observer is small, because it
+runs on the same processors: it hears episode states and the arm's commands, nothing else.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ros")]
 START_S = 400.0
 BAR_S = 2.0
+PAUSE_S = 0.2
+WHOLE = ("timeout", "task")
+"""Ends of episodes that ran their course; one that the guard or a stale sensor cut short does not count."""
 PARAMETERS = """
-/**:
-  ros__parameters: {diagnostics_hz: 10.0}
 /**/policy_node:
   ros__parameters: {configure_timeout_s: 300.0, warmup_forwards: 1}
 /**/monitor_node:
@@ -41,6 +47,94 @@ schedule: {{warmup_steps: 10000000}}
 learner_process: {{threads: 1}}
 """
 """The learner follows the stores and learns nothing: versions are published by the benchmark, at instants that it knows."""
+
+
+@dataclass
+class Robot:
+    """What was heard of one robot. Times are of the wall clock, ns, and of the sender."""
+
+    episode_state: str = ""
+    acting: dict[int, int] = field(default_factory=dict)  # version: since when
+    ends: dict[str, str] = field(default_factory=dict)  # recorded episode: why it ended
+    sent: list[int] = field(default_factory=list)
+    where: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def moved(self) -> bool:
+        return self.episode_state == "running" and len(set(self.where[-10:])) > 3
+
+    def longest_gap_s(self, since_ns: int) -> float:
+        return float(np.diff([t for t in self.sent if t >= since_ns]).max(initial=0)) / 1e9
+
+    def steps_above(self, metres: float) -> int:
+        """Commands farther from the one before than the tool may go in a period; not the first after a pause."""
+        n = min(len(self.where), len(self.sent))  # both grow meanwhile
+        far = np.linalg.norm(np.diff(np.array(self.where[:n]).reshape(n, 3), axis=0), axis=1) > metres
+        return int((far & (np.diff(self.sent[:n]) < PAUSE_S * 1e9)).sum())
+
+
+class Observer:
+    """One node for the whole fleet, in a thread of its own."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray
+        from geometry_msgs.msg import PoseStamped
+        from rclpy.experimental import EventsExecutor
+        from rclpy.signals import SignalHandlerOptions
+
+        from robot_rl.ros import qos
+
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, signal_handler_options=SignalHandlerOptions.NO)
+        self.node = rclpy.create_node("fleet_observer", context=self.context)
+        self.robots = {name: Robot() for name in names}
+        for name, robot in self.robots.items():
+            self.node.create_subscription(
+                DiagnosticArray,
+                f"/{name}/episode_status",
+                partial(self._status, robot),
+                qos.profile("reliable", "transient_local", 50),
+            )
+            self.node.create_subscription(
+                PoseStamped, f"/{name}/target_pose", partial(self._command, robot), qos.profile("reliable", "volatile", 500)
+            )
+        self._executor = EventsExecutor(context=self.context)
+        self._executor.add_node(self.node)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _status(robot: Robot, message: Any) -> None:
+        from robot_rl.ros.conversion import from_stamp, read_records
+        from robot_rl.wire import EpisodeStatus
+
+        for status in read_records(message, EpisodeStatus):
+            robot.episode_state = status.state
+            robot.acting.setdefault(status.weights_version or 0, from_stamp(message.header.stamp))
+            if status.state == "committed":
+                robot.ends[status.episode_id] = status.end_reason or ""
+
+    @staticmethod
+    def _command(robot: Robot, message: Any) -> None:
+        from robot_rl.ros.conversion import from_stamp
+
+        robot.sent.append(from_stamp(message.header.stamp))
+        p = message.pose.position
+        robot.where.append((p.x, p.y, p.z))
+
+    def _spin(self) -> None:
+        while not self._stop.is_set():
+            self._executor.spin_once(timeout_sec=0.1)
+
+    def close(self) -> None:
+        import rclpy
+
+        self._stop.set()
+        self._thread.join(2.0)
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
 
 
 class Fleet:
@@ -68,21 +162,20 @@ class Fleet:
         self.stack = ExitStack()
 
     def __enter__(self) -> Fleet:
-        import fault_watch
         from fault_kit import Processes
         from graph_kit import own_domain
 
         self.supervisor = Processes(self.specs, lambda line: self.lines.append(line), {})
         self.stack.callback(self.supervisor.stop)
         self.stack.enter_context(own_domain())
-        self.watches = {name: fault_watch.Watch("sim_arm", name) for name in self.names}
-        for watch in self.watches.values():
-            self.stack.callback(watch.close)
+        observer = Observer(self.names)
+        self.stack.callback(observer.close)
+        self.robots = observer.robots
         self.supervisor.start()
         end = time.monotonic() + START_S
         moved: set[str] = set()  # not all at once: between episodes a robot stands still
-        while not (len(moved) == len(self.watches) and self.learner_is_up()):
-            moved |= {name for name, watch in self.watches.items() if watch.moving()}
+        while not (len(moved) == len(self.robots) and self.learner_is_up()):
+            moved |= {name for name, robot in self.robots.items() if robot.moved()}
             if time.monotonic() > end:
                 print("\n".join(self.lines[-80:]), file=sys.stderr)
                 self.stack.close()
@@ -99,9 +192,6 @@ class Fleet:
     def __exit__(self, *exception: object) -> None:
         self.stack.close()
 
-    def version(self, name: str) -> int:
-        return int(self.watches[name].figure("policy_node: weights", "version") or 0)
-
     def publish(self, seed: int) -> int:
         """A version of the head, slightly another one each time."""
         from fault_data import head
@@ -113,18 +203,18 @@ class Fleet:
         parent = channel.latest() or 0
         return channel.publish(tensors, parent=parent, base_hash=base.spec.base_hash, stats_hash=base.spec.stats_hash).version
 
-    def acting_after(self, version: int, since: float, patience_s: float = 30.0) -> dict[str, float | None]:
-        """Seconds until each robot says that the version acts (read ten times a second)."""
-        found: dict[str, float | None] = dict.fromkeys(self.names)
-        while time.monotonic() - since < patience_s and None in found.values():
-            for name in self.names:
-                if found[name] is None and self.version(name) >= version:
-                    found[name] = round(time.monotonic() - since, 3)
-            time.sleep(0.01)
-        return found
+    def acting_after(self, version: int, since_ns: int, patience_s: float = 30.0) -> dict[str, float | None]:
+        """Seconds until the version acts on each robot."""
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end and not all(version in r.acting for r in self.robots.values()):
+            time.sleep(0.05)
+        return {
+            n: round((r.acting[version] - since_ns) / 1e9, 3) if version in r.acting else None for n, r in self.robots.items()
+        }
 
-    def episodes(self) -> int:
-        return sum(len(w.committed) for w in self.watches.values())
+    def episodes(self) -> Counter[str]:
+        """Recorded episodes by what ended them."""
+        return Counter(end for r in self.robots.values() for end in r.ends.values())
 
 
 def busy() -> tuple[float, float]:
@@ -134,6 +224,8 @@ def busy() -> tuple[float, float]:
 
 
 def measure(folder: Path, robots: int, seconds: float, versions: int, episode_s: float) -> dict[str, Any]:
+    from robot_rl.robots.description import load_robot
+
     with Fleet(folder, robots, episode_s) as fleet:
         time.sleep(3.0)
         delays: list[float] = []
@@ -141,8 +233,8 @@ def measure(folder: Path, robots: int, seconds: float, versions: int, episode_s:
         for seed in range(versions):
             began = time.monotonic()
             version = fleet.publish(seed)
-            published = time.monotonic()
-            after = fleet.acting_after(version, published)
+            published, published_ns = time.monotonic(), time.time_ns()
+            after = fleet.acting_after(version, published_ns)
             delays += [d for d in after.values() if d is not None]
             missing += sum(d is None for d in after.values())
             print(
@@ -152,14 +244,16 @@ def measure(folder: Path, robots: int, seconds: float, versions: int, episode_s:
         before, cpu, since = fleet.episodes(), busy(), time.monotonic()
         time.sleep(seconds)
         took, now = time.monotonic() - since, busy()
-        done = fleet.episodes() - before
-        gaps = {
-            n: round(w.longest_gap_s(time.time_ns() - int(seconds * 1e9), time.time_ns()), 3) for n, w in fleet.watches.items()
-        }
+        ends = fleet.episodes() - before
+        done = sum(n for end, n in ends.items() if end in WHOLE)
+        gaps = {n: round(r.longest_gap_s(time.time_ns() - int(seconds * 1e9)), 3) for n, r in fleet.robots.items()}
         restarts = {n: p.restarts for n, p in fleet.supervisor.processes.items() if p.restarts}
-        above = sum(len(w.check_limits().wrong) for w in fleet.watches.values())
+        description = load_robot("sim_arm")
+        assert description.limits.tool is not None
+        step = 1.001 * description.limits.tool.linear_speed / description.rates.command_hz
+        above = sum(r.steps_above(step) for r in fleet.robots.values())
     return {
-        "robots": robots, "episodes": done, "episodes_per_minute": 60.0 * done / took, "cpu_busy": (now[0] - cpu[0]) / (now[1] - cpu[1]),
+        "robots": robots, "episodes": done, "ended_by": dict(ends), "episodes_per_minute": 60.0 * done / took, "cpu_busy": (now[0] - cpu[0]) / (now[1] - cpu[1]),
         "acts_after_s": _quantiles(delays), "robots_that_missed_a_version": missing, "longest_gap_s": gaps, "restarts": restarts,
         "commands_above_limits": above,
     }  # fmt: skip

@@ -487,7 +487,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=25.0, help="of measurement, for each rate and class")
     parser.add_argument("--priority", nargs="+", choices=list(PRIORITIES), default=list(PRIORITIES))
     parser.add_argument("--inference", choices=("auto", "process", "thread"), default="auto", help="as policy_node's parameter")
-    parser.add_argument("--executor", choices=("single", "events"), default="single", help="of policy and guard")
+    parser.add_argument("--executor", choices=("single", "events"), default="events", help="as the nodes' parameter")
     parser.add_argument("--inference-ms", type=float, default=30.0, help="0: two sampling steps")
     parser.add_argument("--episode-s", type=float, default=10.0)
     parser.add_argument("--no-learner", action="store_true")

@@ -5,6 +5,7 @@ specification). Units are SI; sizes are [height, width]; joints are matched by n
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from os import PathLike
 from typing import Literal
 
@@ -312,7 +313,7 @@ class RobotDescription:
 
     # ---- what others need to know
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Changes when anything in the description does; equal files in other spelling hash equal."""
         return config_hash(self)

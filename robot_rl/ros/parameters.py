@@ -180,6 +180,9 @@ SIM_PARAMETERS = (
     Parameter("robot", "", "name in configs/robots/ or path", FIXED, required=True),
     Parameter("seed", 0, "of the next reset; counts up by one at each", RUN_TIME, (0, 2**31 - 1)),
     Parameter("realtime_factor", 1.0, "simulated seconds a second; 0: as fast as possible", FIXED, (0.0, 100.0)),
+    Parameter(
+        "state_hz", 50.0, "joint states and tool poses a second; one with each control step in any case", FIXED, (20.0, 1000.0)
+    ),
     Parameter("headless", True, "no window", FIXED),
     Parameter("images", "raw", "what cameras publish", FIXED, choices=("raw", "jpeg", "both", "off")),
     Parameter("image_hz", 30.0, "camera rate", FIXED, (1.0, 120.0)),

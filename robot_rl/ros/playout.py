@@ -74,7 +74,7 @@ class Playout:
         self._thread.start()
 
     def realign(self, at: float) -> None:
-        """Let deadlines fall on ``at`` (steady seconds) and whole periods after it."""
+        """Let deadlines fall on ``at`` (steady seconds) and whole periods before and after it; the next one comes up to a period later."""
         self._realign = at
 
     def _run(self) -> None:
@@ -88,8 +88,7 @@ class Playout:
         while not self._stop.is_set():
             if (at := self._realign) is not None:
                 self._realign = None
-                behind = max(0.0, self._deadline - at)
-                self._deadline = at + np.ceil(behind / self.period_s) * self.period_s
+                self._deadline = at + np.ceil((self._deadline - at) / self.period_s) * self.period_s
             self._deadline += self.period_s
             wait = self._deadline - time.monotonic()
             if wait < -self.period_s:

@@ -63,6 +63,7 @@ class Session:
         self._last_state = State.AUTONOMOUS
         self._stamp = self._last_command = 0
         self._due = self._prepared = False
+        self._starts_at = 0.0  # steady seconds: an episode that has begun waits for its first control step until then
         self._operator: dict[str, tuple[np.ndarray, int]] = {}
 
     # ---- configure
@@ -314,7 +315,9 @@ class Session:
         stream = self.sync.streams.get(self.sync.anchor)
         if self._playout is None or stream is None or stream.newest is None:
             return
-        self._playout.realign(stream.newest.arrived_ns / 1e9 + self.control_s + ALIGN_OFFSET_S + self.lead_s)
+        first = stream.newest.arrived_ns / 1e9 + self.control_s + ALIGN_OFFSET_S + self.lead_s
+        self._starts_at = first - self.lead_s - 0.5 * self.period_s
+        self._playout.realign(first)
 
     def _seen(self, observation: Observation) -> Observation:
         return {name: observation[name] for name in self.features}
@@ -389,7 +392,7 @@ class Session:
 
     def prepare(self) -> None:
         """A little before a command is due: the control step that it comes from."""
-        if self._part == 0 and not self._prepared:
+        if self._part == 0 and not self._prepared and time.monotonic() >= self._starts_at:
             self._prepared = self._control()
 
     def tick(self) -> None:

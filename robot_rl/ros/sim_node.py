@@ -54,6 +54,7 @@ class SimNode(PlainNode):
         self._pending: list[tuple[float, str, np.ndarray]] = []
         self._rate = (0, time.monotonic())
         self._said: dict[str, Any] = {}
+        self._silent_slices, self._state_every = 0, max(1, round(1.0 / (p["state_hz"] * self.sim.slice_s)))
         self._make_publishers()
         self._controllers()
         self.create_service(Trigger, "~/reset", self._on_reset)
@@ -213,6 +214,17 @@ class SimNode(PlainNode):
                 self._stop.wait(wait)
 
     def _publish_state(self, stamp: int, boundary: bool) -> None:
+        self._silent_slices += 1
+        if boundary or self._silent_slices >= self._state_every:
+            self._silent_slices = 0
+            self._publish_measured(stamp)
+        if boundary:
+            self._publish_task(stamp)
+        if self._clock_topic is not None and (boundary or not self._lockstep):  # in lockstep, timers tick on control steps
+            self._clock_topic.publish(Clock(clock=conversion.to_stamp(stamp)))
+
+    def _publish_measured(self, stamp: int) -> None:
+        """What drivers of the arm measure."""
         fault = self.parameters["fault"]
         joints = self.sim.joints()
         topic = self.robot.feedback.joint_states or names.JOINT_STATES
@@ -224,20 +236,20 @@ class SimNode(PlainNode):
         if self._pose is not None and pose is not None and not _silenced(fault, self.robot.feedback.tool_pose):
             message = conversion.pose_message(pose, stamp, self.robot.frames.base)
             self._pose.publish(self._perhaps_stale(fault, self.robot.feedback.tool_pose, message))
-        if boundary:
-            estimate = self.sim.estimate()
-            for topic, publisher in self._estimates.items():
-                if not _silenced(fault, topic):
-                    publisher.publish(conversion.joint_state(list(estimate), stamp, list(estimate.values())))
-            t = self.sim.truth
-            state = TaskState(
-                env_id=self.sim.env_id, instruction=self.sim.instruction, stamp_ns=stamp, seed=t.seed, step=t.step,
-                success=t.success, terminated=t.terminated, truncated=t.truncated, reward=t.reward,
-                stage=t.stage or None,
-            )  # fmt: skip
-            self._task.publish(conversion.records_message([state], stamp, hardware_id=self.robot_id))
-        if self._clock_topic is not None and (boundary or not self._lockstep):  # in lockstep, timers tick on control steps
-            self._clock_topic.publish(Clock(clock=conversion.to_stamp(stamp)))
+
+    def _publish_task(self, stamp: int) -> None:
+        """What perception estimates of the scene, and how the task stands."""
+        fault, estimate = self.parameters["fault"], self.sim.estimate()
+        for topic, publisher in self._estimates.items():
+            if not _silenced(fault, topic):
+                publisher.publish(conversion.joint_state(list(estimate), stamp, list(estimate.values())))
+        t = self.sim.truth
+        state = TaskState(
+            env_id=self.sim.env_id, instruction=self.sim.instruction, stamp_ns=stamp, seed=t.seed, step=t.step,
+            success=t.success, terminated=t.terminated, truncated=t.truncated, reward=t.reward,
+            stage=t.stage or None,
+        )  # fmt: skip
+        self._task.publish(conversion.records_message([state], stamp, hardware_id=self.robot_id))
 
     def _perhaps_stale(self, fault: str, topic: str, message: Any) -> Any:
         """Under ``stale:<topic>`` a driver says the same again and again, old stamp and all."""
