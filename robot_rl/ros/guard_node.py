@@ -32,6 +32,7 @@ from robot_rl.ros import conversion, names, qos
 from robot_rl.ros.base import ERROR, OK, WARN, PlainNode, run
 from robot_rl.ros.commands import Hop, sink_for
 from robot_rl.runtime.guard import Guard, GuardConfig, RuleEvent, Sent
+from robot_rl.runtime.priority import LATENCY, KeepAwake
 from robot_rl.wire import EpisodeStatus, GuardEvent, GuardState, OperatorState, WireError
 
 GRAPH_CHECK_S = 0.5
@@ -58,6 +59,7 @@ class GuardNode(PlainNode):
         self.guard = Guard(self.robot, GuardConfig(**{k: p[k] for k in keys}), self.clock_ns(), estop=bool(kept.get("estop")))
         self._policy_hash = ""
         service = self.robot.safety.estop_service
+        self._processors, self._awake_wanted = KeepAwake(), False
         self._driver_stop = self.create_client(Trigger, service) if service else None
         self._estop_topic = False
         self._announced: tuple[Any, ...] = ()
@@ -289,10 +291,24 @@ class GuardNode(PlainNode):
         if scale != self.guard.config.speed_scale and not self.guard.armed:
             self.guard.set_speed_scale(scale)
         self.guard.set_hold_to_stop(self.parameters["hold_to_stop_s"])
+        self._keep_awake()
         try:
             self._send(self.guard.tick(self.clock_ns(), self._recent_problems))
         except Exception as error:
             self.unforeseen("tick", error)
+
+    def _keep_awake(self) -> None:
+        """A late wake-up is a late command; a robot that is not armed has time."""
+        wanted = self.guard.armed and self.parameters["keep_awake"] and self.real_time
+        if wanted == self._awake_wanted:
+            return
+        self._awake_wanted = wanted
+        if not self._processors.set(wanted) and wanted:
+            self.get_logger().warning(f"processors may sleep and commands be late: {LATENCY} cannot be opened for writing")
+
+    @property
+    def real_time(self) -> bool:
+        return getattr(self, "granted_priority", "").startswith("SCHED")
 
     def unforeseen(self, where: str, error: Exception) -> None:
         """Our own fault: stop, and leave it to the supervisor to start a fresh guard."""
@@ -365,7 +381,7 @@ class GuardNode(PlainNode):
     def _check(self) -> tuple[int, str, dict[str, Any]]:
         g = self.guard
         values: dict[str, Any] = {"level": g.level, "armed": g.armed, "source": g.source, "robot_hash": self.robot.hash}
-        values["priority"] = getattr(self, "granted_priority", "")
+        values["priority"] = getattr(self, "granted_priority", "") + (", processors awake" if self._processors.on else "")
         if self._latencies:
             values["hop_p99_ms"] = float(np.percentile(self._latencies, 99))
         if self._tick_late:

@@ -173,6 +173,12 @@ GUARD_PARAMETERS = (
         "state_file", "", "where armed state and e-stop survive a restart; empty: below the user's runtime folder", FIXED
     ),
     Parameter("rt_priority", 20, "SCHED_FIFO priority to ask for; 0: none", FIXED, (0, 49)),
+    Parameter(
+        "keep_awake",
+        True,
+        "armed and with real-time priority: no processor sleeps (/dev/cpu_dma_latency); costs power",
+        RUN_TIME,
+    ),
 )
 
 SIM_PARAMETERS = (
