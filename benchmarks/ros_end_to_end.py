@@ -36,12 +36,13 @@ def main() -> int:
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--realtime-factor", default="1.0")
+    parser.add_argument("--episode-s", type=float, default=5.0, help="an episode fails after so long; the task's own limit")
     parser.add_argument("--goal", type=float, default=0.9)
     given = parser.parse_args()
     run = given.run_dir.resolve()
     arguments = {
         "policy": given.policy or str(run / "base"), "run_dir": str(run), "recipe": given.recipe, "operator": "joy",
-        "gate": "false", "http_port": "0", "realtime_factor": given.realtime_factor, "max_episode_s": "10",
+        "gate": "false", "http_port": "0", "realtime_factor": given.realtime_factor, "max_episode_s": f"{given.episode_s:g}",
     }  # fmt: skip
     began, reached = time.monotonic(), None
     with Supervisor(
