@@ -394,6 +394,8 @@ class PostTrainConfig:
         if any(asked.values()):
             named = ", ".join(f"schedule.{n}={v}" for n, v in asked.items() if v)
             raise ValueError(f"{named} with learner.algorithm='fixed', which learns nothing: accepted is 0")
+        if s.learner == "process":
+            raise ValueError("schedule.learner='process' with learner.algorithm='fixed', which learns nothing: accepted is inline")
 
     def _check_on_policy(self, learner: OnPolicyConfig) -> None:
         """What makes episodes something else than this policy's own, or leaves the learner without them."""

@@ -15,6 +15,7 @@ from robot_rl.heads.config import CorrectionConfig, DistilledConfig, LatentNoise
 from robot_rl.heads.distilled import CodedBase, DistilledHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
+from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import DistillConfig, OffPolicyConfig, StudentConfig
 from robot_rl.learners.distill import DistillBatch, DistillLearner, Teacher, gaussian_kl
 from robot_rl.learners.one_step import StudentBase
@@ -220,3 +221,36 @@ def test_distillation_reads_what_was_drawn_before() -> None:
     w = torch.cat([batch.conditioning, noise[each, which].flatten(1)], -1)
     gap = other.objective.noise_critic.value(w) - other.critic.value(x)
     torch.testing.assert_close(metrics["distill/error_prior"], gap.abs().mean(), atol=1e-5, rtol=0)
+
+
+def test_learning_through_the_student_is_not_worse_on_the_true_base() -> None:
+    """One decision, reward for nearness to a chunk the base can make: actors that climb through the base and through its student."""
+    base = SmoothBase(conditioning=2, horizon=2, n_action_steps=2, gain=0.7)
+    wanted = base.sample(torch.zeros(1, 2), torch.full((1, 2, 3), 0.8))
+    reached = {}
+    for name, student in (("base", None), ("student", StudentConfig(hidden=(64, 64), lr=2e-3, tolerance=0.05, updates=2))):
+        learner = make(
+            "dsrl_na", base, actor_gradient="sampler", n_critics=2, hidden=(64, 64), student=student, initial_alpha=0.001,
+            fixed_alpha=True, critic_lr=1e-3, actor_lr=1e-3, tau=0.05,
+        )  # fmt: skip
+        g = gen(11)
+
+        def reward(chunk: torch.Tensor) -> torch.Tensor:
+            return 1 - (chunk - wanted).square().mean((1, 2))
+
+        for _ in range(700):
+            c = 0.3 * torch.randn(64, 2, generator=g)
+            prior, drawn = torch.randn(64, 2, 3, generator=g), torch.randn(64, learner.head.exploration_dim, generator=g)
+            chunk = learner.head.propose(c, base, prior, drawn, "explore").chunk
+            chunk[:32] = base.sample(c[:32], prior[:32])
+            one = torch.ones(64)
+            learner.update(Batch(c, chunk, reward(chunk), 0 * one, c, one))
+        c = 0.3 * torch.randn(256, 2, generator=gen(12))
+        prior = torch.randn(256, 2, 3, generator=gen(13))
+        reached[name] = float(reward(learner.head.propose(c, base, prior, None, "eval").chunk).mean())
+        if learner.student is not None:
+            assert learner.student.trusted
+            assert float(learner.student.error) < 0.05
+    plain = float(reward(base.sample(c, prior)).mean())
+    assert reached["base"] > plain + 0.1
+    assert reached["student"] > reached["base"] - 0.03
