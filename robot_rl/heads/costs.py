@@ -64,7 +64,7 @@ class ChunkCosts:
         self.base, self.path_config = base, path
         self.rows, self.action = base.spec.n_action_steps, base.spec.action
         self.gripper = torch.from_numpy(self.action.gripper_mask)
-        self.observed = {}
+        self.observed: dict[str, tuple[str, int]] = {}
         for feature in base.normalizer.vector_features:
             spec, short = base.features[feature], feature.removeprefix("observation.").replace(".", "_")
             names = spec.names or tuple(f"{short}_{i}" for i in range(spec.shape[0]))
@@ -130,7 +130,9 @@ class ChunkCosts:
         try:
             function = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"function={target!r}: {error}; accepted is package.module:function that can be imported here") from None
+            raise ValueError(
+                f"function={target!r}: {error}; accepted is package.module:function that can be imported here"
+            ) from None
 
         def cost(scene: Scene) -> Tensor:
             value = function(scene.action, scene.observation)

@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Value = Tensor | float
-
 
 def _tensor(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *a: function(*(x if isinstance(x, Tensor) else torch.tensor(float(x)) for x in a))
@@ -93,7 +91,7 @@ class Expression:
             f"expression {self.text!r}: {type(node).__name__} is not accepted; accepted are numbers, names, + - * / **, and functions"
         )
 
-    def __call__(self, values: Mapping[str, Tensor]) -> Value:
+    def __call__(self, values: Mapping[str, Tensor]) -> Tensor | float:
         return self._value(self.tree, values)
 
     def _value(self, node: ast.AST, values: Mapping[str, Tensor]) -> Any:

@@ -11,7 +11,6 @@ from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.compact import CompactPolicy
 from robot_rl.policies.config import AdapterConfig
 
-
 WHOLE = AdapterConfig()
 
 
@@ -28,9 +27,7 @@ class FineTunedHead(Head):
 
     KIND = "fine_tuned"
 
-    def __init__(
-        self, base: BasePolicy, adapter: AdapterConfig = WHOLE, *, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, base: BasePolicy, adapter: AdapterConfig = WHOLE, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if not isinstance(base, CompactPolicy):
             raise ValueError(

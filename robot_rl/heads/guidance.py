@@ -58,7 +58,9 @@ class GuidedHead(Head):
         self.config, self.rows = config, need_compact(base, "guidance").spec.n_action_steps
         costs = config.all_costs
         if not costs and critic is None:
-            raise ValueError("guided.costs=[] with guided.value_weight=0: nothing guides; accepted is one cost, or value_weight > 0")
+            raise ValueError(
+                "guided.costs=[] with guided.value_weight=0: nothing guides; accepted is one cost, or value_weight > 0"
+            )
         self._costs = ChunkCosts(base, costs, config.path) if costs else None  # type: ignore[arg-type]
         if critic is not None:
             self.critic: nn.Module = critic.requires_grad_(False)
@@ -77,7 +79,7 @@ class GuidedHead(Head):
             value = value + reward.detach()
         if self.config.value_weight > 0:
             c, x = self.config, torch.cat([conditioning, chunk[:, : self.rows].flatten(1)], dim=-1)
-            q, dq = self.critic.reduced_input_grad(  # type: ignore[operator]
+            q, dq = self.critic.reduced_input_grad(
                 x, c.value_reduce, k=c.value_k, columns=slice(conditioning.shape[1], None)
             )
             slope = slope.clone()

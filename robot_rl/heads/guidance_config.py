@@ -50,7 +50,9 @@ class CostConfig:
             raise ValueError(f"options={sorted(self.options)} of term {self.term}: accepted are {sorted(wanted)}")
         for name, term in (("expression", "expression"), ("function", "python")):
             if bool(getattr(self, name)) != (self.term == term):
-                raise ValueError(f"{name}={getattr(self, name)!r} with term={self.term!r}: it belongs to {term!r} and to no other")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} with term={self.term!r}: it belongs to {term!r} and to no other"
+                )
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ class GuidanceConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: accepted are numbers > 0")
         if self.resample_every and self.particles == 1:
-            raise ValueError(f"resample_every={self.resample_every} with particles=1: there is nothing to draw from; accepted is 0")
+            raise ValueError(
+                f"resample_every={self.resample_every} with particles=1: there is nothing to draw from; accepted is 0"
+            )
 
     @property
     def all_costs(self) -> tuple[CostConfig, ...]:

@@ -109,7 +109,9 @@ class OffPolicyConfig:
         value_max, value_min: bounds of what a return can be, to clamp targets with; None leaves them open.
     """
 
-    algorithm: Literal["dsrl_na", "dsrl_sac", "residual", "residual_sac", "edit", "best_of_n", "chunk_sac", "guided"] = "dsrl_na"
+    algorithm: Literal["dsrl_na", "dsrl_sac", "residual", "residual_sac", "edit", "best_of_n", "chunk_sac", "guided"] = (
+        "dsrl_na"
+    )
     n_critics: int = 5
     hidden: tuple[int, ...] = (256, 256, 256)
     layer_norm: bool = True

@@ -60,7 +60,12 @@ class DistillLearner:
     """Trains the student on states that the teachers met. What the student plays itself is not learned from."""
 
     def __init__(
-        self, base: BasePolicy, head: Head, config: DistillConfig, teachers: Sequence[Teacher], device: torch.device | str = "cpu"
+        self,
+        base: BasePolicy,
+        head: Head,
+        config: DistillConfig,
+        teachers: Sequence[Teacher],
+        device: torch.device | str = "cpu",
     ) -> None:
         if not isinstance(head, DistilledHead):
             raise ValueError(f"algorithm='distill' trains a distilled head; this one is {head.KIND}")
@@ -80,9 +85,11 @@ class DistillLearner:
     def _check(teacher: Teacher, head: DistilledHead) -> None:
         own, student = teacher.head, head.student
         if type(own) is not type(student):
-            raise ValueError(f"teacher {teacher.code} is a {own.KIND} head, the student a {student.KIND} one; accepted are equal kinds")
+            raise ValueError(
+                f"teacher {teacher.code} is a {own.KIND} head, the student a {student.KIND} one; accepted are equal kinds"
+            )
         for name in SHAPE:
-            theirs, ours = (getattr(h.config, name, None) for h in (own, student))  # type: ignore[union-attr]
+            theirs, ours = (getattr(h.config, name, None) for h in (own, student))
             if theirs != ours:
                 raise ValueError(f"teacher {teacher.code} has {name}={theirs}, the student {ours}; accepted are equal shapes")
         if not 0 <= teacher.code < head.config.slots:
@@ -99,7 +106,9 @@ class DistillLearner:
         """``size`` states, each of an evenly drawn teacher."""
         which = rng.integers(0, len(self.teachers), size)
         rows = rng.random(size)
-        states = [self.teachers[t].conditioning[int(r * len(self.teachers[t].conditioning))] for t, r in zip(which, rows, strict=True)]
+        states = [
+            self.teachers[t].conditioning[int(r * len(self.teachers[t].conditioning))] for t, r in zip(which, rows, strict=True)
+        ]
         return DistillBatch(torch.stack(states), torch.from_numpy(which).to(self.device))
 
     def per_state(self, batch: DistillBatch) -> Tensor:
@@ -112,13 +121,13 @@ class DistillLearner:
             if shape is not None:
                 kind = batch.conditioning.dtype
                 noise = torch.randn((len(coded), *shape), generator=self.generator, device=self.device, dtype=kind)
-            rows = self.base.sample(batch.conditioning, noise)[:, : self.student.rows]  # type: ignore[arg-type]
+            rows = self.base.sample(batch.conditioning, noise)[:, : self.student.rows]
         with torch.no_grad():
             wanted = self._by_teacher(batch, rows)
         found = self._outputs(self.student, coded, rows)
         if len(found) == 1:
             return (found[0] - wanted[0]).square().mean(-1)
-        return gaussian_kl(*wanted, *found).mean(-1)  # type: ignore[call-arg]
+        return gaussian_kl(*wanted, *found).mean(-1)
 
     def _by_teacher(self, batch: DistillBatch, rows: Tensor | None) -> list[Tensor]:
         out: list[Tensor] = []

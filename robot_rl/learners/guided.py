@@ -21,6 +21,6 @@ class Guided(BestOfN):
         if follow_base:
             chunk = self.base.sample(c, self.prior(len(c)))
         else:
-            chunk, own, _, _ = self.head.guide(c, self.base, self.prior(len(c), self.head.prior_draws))  # type: ignore[operator]
+            chunk, own, _, _ = self.head.guide(c, self.base, self.prior(len(c), self.head.prior_draws))
             self.seen = {"guide/displacement": (chunk - own).abs().amax((1, 2)).mean()}
         return torch.cat([c, chunk[:, : self.rows].flatten(1)], dim=-1), torch.zeros(len(c), device=c.device)

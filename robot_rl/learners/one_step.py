@@ -31,11 +31,11 @@ class StudentBase:
         trusted: whether ``sample`` is the student; until its error is at most ``config.tolerance`` it is the base.
     """
 
-    def __init__(
-        self, base: BasePolicy, config: StudentConfig, init: torch.Generator, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, base: BasePolicy, config: StudentConfig, init: torch.Generator, seed: int, device: torch.device) -> None:
         if base.spec.noise_shape is None:
-            raise ValueError(f"learner.student: this base ({base.spec.sampler}) takes no noise and is one step already; accepted is null")
+            raise ValueError(
+                f"learner.student: this base ({base.spec.sampler}) takes no noise and is one step already; accepted is null"
+            )
         self.base, self.config, self.spec = base, config, base.spec
         rows, dims = base.spec.noise_shape
         self.shape = (base.spec.horizon, base.spec.action.dim)
@@ -77,7 +77,9 @@ class StudentBase:
         """One step on fresh noise at these states (B, C)."""
         noise_shape = self.spec.noise_shape
         assert noise_shape is not None
-        noise = torch.randn((len(conditioning), *noise_shape), generator=self.generator, device=conditioning.device).to(conditioning)
+        noise = torch.randn((len(conditioning), *noise_shape), generator=self.generator, device=conditioning.device).to(
+            conditioning
+        )
         wanted = self.base.sample(conditioning, noise)
         self.network.flat.zero_grad()
         with torch.enable_grad():

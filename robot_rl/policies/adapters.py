@@ -8,6 +8,7 @@ Both start as the base bit for bit, share its weights instead of copying them, a
 
 from __future__ import annotations
 
+import importlib
 import math
 from copy import deepcopy
 from typing import Any
@@ -81,7 +82,9 @@ class ModulationPool(nn.Module):
     def choose(self, conditioning: Tensor) -> Tensor:
         """(B,) the entry whose key is nearest by cosine, of those that were trained. Raises ValueError when none was."""
         if not bool((self.seen > 0).any()):
-            raise ValueError("modulation: no entry of the pool was ever trained, so none can be chosen; set adapter.entry or adapter.init")
+            raise ValueError(
+                "modulation: no entry of the pool was ever trained, so none can be chosen; set adapter.entry or adapter.init"
+            )
         cosine = F.normalize(conditioning, dim=-1) @ F.normalize(self.keys, dim=-1).T
         return cosine.masked_fill(self.seen == 0, -torch.inf).argmax(-1)
 
@@ -156,7 +159,7 @@ class Adapted:
             like = base.output.weight
             pool = ModulationPool(
                 config.entries, config.entry, len(base.layers) + 1, base.output.in_features,
-                base.conditioning[0].in_features, like,  # type: ignore[arg-type]
+                base.conditioning[0].in_features, like,
             )  # fmt: skip
             self.denoiser, self.trained = ModulatedDenoiser(base, pool), pool
         else:
@@ -186,18 +189,18 @@ class Adapted:
             merged = deepcopy(self.denoiser.plain)
             scale = 1.0 + self.denoiser.pool.change
             for layer, s in zip([*merged.layers, merged.output], scale, strict=True):
-                layer.weight.mul_(s)  # type: ignore[operator]
+                layer.weight.mul_(s)
             return merged
         if self.config.kind == "lora" and self.config.backend == "peft":
             merged = deepcopy(self.denoiser)
             for name in self._layers:
                 _replace(merged, name, _peft_merged(merged.get_submodule(name)))
-            return merged  # type: ignore[return-value]
+            return merged
         merged = deepcopy(self.denoiser)
         for name, module in list(merged.named_modules()):
             if isinstance(module, LoRALinear):
                 _replace(merged, name, module.merge())
-        return merged  # type: ignore[return-value]
+        return merged
 
 
 def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
@@ -214,14 +217,14 @@ def _with_peft(
         ValueError: peft is not installed.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        peft = importlib.import_module("peft")
     except ImportError as error:
         raise ValueError(
             f"adapter.backend='peft' needs the peft package ({error}); install it with `pip install 'robot_rl[vla]'`, or take 'builtin'"
         ) from None
-    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(factors), lora_dropout=0.0, bias="none")
+    lora = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(factors), lora_dropout=0.0, bias="none")
     with torch.random.fork_rng(devices=[]):  # its own first draw is replaced below
-        model = inject_adapter_in_model(lora, shared)
+        model = peft.inject_adapter_in_model(lora, shared)
     parts: dict[str, nn.Module] = {}
     for name, own in factors.items():
         layer: Any = model.get_submodule(name)

@@ -98,6 +98,10 @@ class AdapterConfig:
         if self.rank < 1 or not self.alpha > 0:
             raise ValueError(f"rank={self.rank}, alpha={self.alpha}: accepted are rank >= 1, alpha > 0")
         if self.entries < 1 or (self.entry is not None and not 0 <= self.entry < self.entries):
-            raise ValueError(f"entry={self.entry} of entries={self.entries}: accepted are null, or 0 to {max(self.entries - 1, 0)}")
+            raise ValueError(
+                f"entry={self.entry} of entries={self.entries}: accepted are null, or 0 to {max(self.entries - 1, 0)}"
+            )
         if self.init is not None and self.kind != "modulation":
-            raise ValueError(f"init={str(self.init)!r} with kind={self.kind!r}: only a modulation's pool is continued; accepted is null")
+            raise ValueError(
+                f"init={str(self.init)!r} with kind={self.kind!r}: only a modulation's pool is continued; accepted is null"
+            )

@@ -1,9 +1,9 @@
 """Success-driven choice of start states over a pool of starts whose parameters are known; deterministic in what was recorded.
 
-    success    weight_i = p_i (1 - p_i),  p_i = (1 + sum_j k_ij success_j) / (2 + sum_j k_ij),  k Gaussian in parameters
-    alp_gmm    ALP = |r - r_nearest earlier|; every ``window`` episodes Gaussian mixtures are fitted to the last (parameters, ALP), the one of
-               least AIC is kept; a component is drawn by its mean ALP, parameters from it, and the nearest start of the pool is taken
-    sec        Q_arm <- Q_arm + rate (mean |advantage| - Q_arm);  arm ~ softmax(Q / temperature)
+success    weight_i = p_i (1 - p_i),  p_i = (1 + sum_j k_ij success_j) / (2 + sum_j k_ij),  k Gaussian in parameters
+alp_gmm    ALP = |r - r_nearest earlier|; every ``window`` episodes Gaussian mixtures are fitted to the last (parameters, ALP), the one of
+           least AIC is kept; a component is drawn by its mean ALP, parameters from it, and the nearest start of the pool is taken
+sec        Q_arm <- Q_arm + rate (mean |advantage| - Q_arm);  arm ~ softmax(Q / temperature)
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ class StartCurriculum:
         gain = np.maximum(self.mixture.mean[:, -1], 0.0)
         chance = gain / gain.sum() if gain.sum() > 0 else self.mixture.weight
         k = int(rng.choice(len(chance), p=chance / chance.sum()))
-        wanted = rng.multivariate_normal(self.mixture.mean[k], self.mixture.covariance[k], method="cholesky")[:-1].clip(0.0, 1.0)
+        wanted = rng.multivariate_normal(self.mixture.mean[k], self.mixture.covariance[k], method="cholesky")[:-1].clip(
+            0.0, 1.0
+        )
         return int(((self.points - wanted) ** 2).sum(1).argmin())
 
     # ---- hearing
@@ -173,7 +175,9 @@ class StartCurriculum:
     def _hear_gain(self, index: int, success: float) -> None:
         if self.history:
             past = np.array([i for i, _ in self.history])
-            nearest = len(past) - 1 - int(((self.points[past[::-1]] - self.points[index]) ** 2).sum(1).argmin())  # the newest of equals
+            nearest = (
+                len(past) - 1 - int(((self.points[past[::-1]] - self.points[index]) ** 2).sum(1).argmin())
+            )  # the newest of equals
             gain = abs(success - self.history[nearest][1])
         else:
             gain = 0.0

@@ -66,7 +66,9 @@ class CurriculumConfig:
         if self.starts == "sec" and self.arms > self.pool:
             raise ValueError(f"arms={self.arms} with pool={self.pool}: accepted are at most as many as starts")
         if self.starts == "sec" and len(self.parameters) != 1:
-            raise ValueError(f"parameters={list(self.parameters)} with starts='sec': accepted is the one that tells categories apart")
+            raise ValueError(
+                f"parameters={list(self.parameters)} with starts='sec': accepted is the one that tells categories apart"
+            )
         if self.discount_start is not None and not 0.0 < self.discount_start < 1.0:
             raise ValueError(f"discount_start={self.discount_start}: accepted are null, or numbers between 0 and 1")
 

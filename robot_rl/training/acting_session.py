@@ -232,8 +232,12 @@ class ActingSession(ABC):
         greedy = self._greedy(policy)
         plans = [
             EpisodePlan(
-                start.seed, ("training", self.config.seed, key), greedy if self._is_greedy(key) else policy, self._free_id(key),
-                start.prefix, start.group,
+                start.seed,
+                ("training", self.config.seed, key),
+                greedy if self._is_greedy(key) else policy,
+                self._free_id(key),
+                start.prefix,
+                start.group,
             )
             for start, key in zip(starts, ids, strict=True)
         ]

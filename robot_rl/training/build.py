@@ -30,8 +30,8 @@ from robot_rl.learners.weighted_bc import WeightedBCLearner
 from robot_rl.policies.adapters import ModulationPool
 from robot_rl.policies.base import BasePolicy
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint
-from robot_rl.training.earlier_runs import acting_head, read_references, read_teacher
 from robot_rl.training.config import HeadConfig, LearnerConfig, PostTrainConfig
+from robot_rl.training.earlier_runs import acting_head, read_references, read_teacher
 
 
 def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerConfig | None = None) -> Head:

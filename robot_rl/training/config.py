@@ -116,7 +116,9 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.adapter.kind != "none" and self.kind not in ("fine_tuned", "chain"):
-            raise ValueError(f"adapter.kind={self.adapter.kind!r} with kind={self.kind!r}: accepted is none, or fine_tuned and chain")
+            raise ValueError(
+                f"adapter.kind={self.adapter.kind!r} with kind={self.kind!r}: accepted is none, or fine_tuned and chain"
+            )
 
     @property
     def selection(self) -> SelectionConfig | None:
@@ -381,7 +383,11 @@ class PostTrainConfig:
     def _check_discount(self, start: float) -> None:
         """Only temporal differences can change their horizon on the way."""
         learner = self.learner
-        if not isinstance(learner, OffPolicyConfig) or "calql" in (learner.critic_loss, learner.offline_critic) or start > learner.gamma:
+        if (
+            not isinstance(learner, OffPolicyConfig)
+            or "calql" in (learner.critic_loss, learner.offline_critic)
+            or start > learner.gamma
+        ):
             raise ValueError(
                 f"curriculum.discount_start={start} with learner.algorithm={learner.algorithm!r}, learner.gamma={learner.gamma}: accepted is an "
                 "off-policy learner without reference values (calql), and a start of at most its gamma"
@@ -390,12 +396,16 @@ class PostTrainConfig:
     def _check_fixed(self) -> None:
         """A learner that learns nothing must not be asked to."""
         s = self.schedule
-        asked = {n: getattr(s, n) for n in ("offline_updates", "return_updates", "warmup_updates", "updates_per_step", "warmup_gate")}
+        asked = {
+            n: getattr(s, n) for n in ("offline_updates", "return_updates", "warmup_updates", "updates_per_step", "warmup_gate")
+        }
         if any(asked.values()):
             named = ", ".join(f"schedule.{n}={v}" for n, v in asked.items() if v)
             raise ValueError(f"{named} with learner.algorithm='fixed', which learns nothing: accepted is 0")
         if s.learner == "process":
-            raise ValueError("schedule.learner='process' with learner.algorithm='fixed', which learns nothing: accepted is inline")
+            raise ValueError(
+                "schedule.learner='process' with learner.algorithm='fixed', which learns nothing: accepted is inline"
+            )
 
     def _check_on_policy(self, learner: OnPolicyConfig) -> None:
         """What makes episodes something else than this policy's own, or leaves the learner without them."""

@@ -87,7 +87,9 @@ def read_teacher(run: Path, base: CompactPolicy, config: DistillConfig, code: in
     key = f"learner.teachers.{code}"
     head, _ = acting_head(run, base, key)
     if head is None:
-        raise ValueError(f"{key}={str(run)!r}: its base acted at the end, so there is no specialist; accepted is a run with a promoted head")
+        raise ValueError(
+            f"{key}={str(run)!r}: its base acted at the end, so there is no specialist; accepted is a run with a promoted head"
+        )
     with EpisodeStore.open(run / "store", mode="r") as store:
         played = [store.read(i) for i in store.episode_ids()]
     states = [encode_episode(base, e)[:-1] for e in played if e.meta.weights_version > 0]

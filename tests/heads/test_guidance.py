@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -182,7 +183,9 @@ def test_an_obstacle_cost_raises_the_clearance(kind: str) -> None:
         return (scene.path[:, 1:] - scene.path[:, :1]).norm(dim=-1).amin(1)
 
     assert float((clearance(proposal.chunk) - clearance(proposal.chunk_base)).mean()) > 0.01
-    assert (proposal.info["reward"] >= head.reward_and_slope(c, proposal.chunk_base, proposal.chunk_base)[0] - 1e-6).float().mean() > 0.9
+    assert (
+        proposal.info["reward"] >= head.reward_and_slope(c, proposal.chunk_base, proposal.chunk_base)[0] - 1e-6
+    ).float().mean() > 0.9
 
 
 def test_the_displacement_is_capped() -> None:
@@ -214,7 +217,9 @@ def test_every_term_has_the_slope_of_its_value(term: str) -> None:
         with torch.no_grad():
             difference = (costs.reward(c, chunk + d, reference) - costs.reward(c, chunk - d, reference)) / 2e-6
         inactive = row >= 3 or dim == 3  # rows that do not run, and the gripper, which no term here names
-        torch.testing.assert_close(slope[:, row, dim], torch.zeros(5).double() if inactive else difference, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            slope[:, row, dim], torch.zeros(5).double() if inactive else difference, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_paths_are_in_metres_from_where_the_tool_is() -> None:
@@ -456,7 +461,9 @@ def test_a_filter_of_no_strength_is_the_identity_and_grippers_stay(kind: str) ->
     drawn = torch.randn(8, inner.exploration_dim, generator=gen(3))
     for config in (ScoreCorrectionConfig(rate=0.0), ScoreCorrectionConfig(steps=0)):
         head = ScoreCorrectedHead(policy, config, inner)
-        assert torch.equal(head.propose(c, policy, w, drawn, "explore").chunk, inner.propose(c, policy, w, drawn, "explore").chunk)
+        assert torch.equal(
+            head.propose(c, policy, w, drawn, "explore").chunk, inner.propose(c, policy, w, drawn, "explore").chunk
+        )
         alone = ScoreCorrectedHead(policy, config)
         assert torch.equal(alone.propose(c, policy, w, None, "eval").chunk, policy.sample(c, w))
     moved = ScoreCorrectedHead(policy, ScoreCorrectionConfig(rate=0.05)).propose(c, policy, w, None, "eval")
@@ -490,7 +497,7 @@ def test_denoising_a_reference_is_its_formula_and_monotone_in_strength(kind: str
             x = x.clamp(-1, 1)
         torch.testing.assert_close(out.flatten(1), x, atol=1e-5, rtol=0)
     assert distances[8] == 0.0
-    assert all(later < earlier + 1e-9 for earlier, later in zip(distances, distances[1:], strict=False)), distances
+    assert all(later < earlier + 1e-9 for earlier, later in pairwise(distances)), distances
     if kind == "flow":  # starts at pure noise
         torch.testing.assert_close(denoise_reference(policy, c, reference, w, 1.0), policy.sample(c, w), atol=1e-9, rtol=0)
 

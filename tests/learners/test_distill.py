@@ -77,7 +77,9 @@ def test_the_loss_is_the_plain_divergence_state_by_state(kind: str) -> None:
     learner.generator.set_state(state)
     metrics = learner.update(batch)
     for t in range(2):
-        torch.testing.assert_close(metrics[f"distill/loss_{t}"], torch.stack(slow)[batch.teacher == t].mean().detach(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            metrics[f"distill/loss_{t}"], torch.stack(slow)[batch.teacher == t].mean().detach(), atol=1e-5, rtol=0
+        )
 
 
 def test_the_divergence_of_equals_is_zero() -> None:
@@ -92,7 +94,9 @@ def test_two_linear_teachers_become_one_conditioned_student() -> None:
     teachers = []
     for i, sign in enumerate((1.0, -1.0)):
         head = cls(base, LatentNoiseConfig(hidden=(2,), layer_norm=False), generator=gen(i))
-        with torch.no_grad():  # mean = sign * s_0 / 2 in every dimension, through relu(s_0) and relu(-s_0); standard deviation 1
+        with (
+            torch.no_grad()
+        ):  # mean = sign * s_0 / 2 in every dimension, through relu(s_0) and relu(-s_0); standard deviation 1
             head.actor.flat.data.zero_()
             head.actor.weight[0][0, 0] = torch.tensor([1.0, -1.0])
             head.actor.weight[1][0, :, :9] = torch.tensor([[0.5 * sign], [-0.5 * sign]])
@@ -122,7 +126,9 @@ def test_a_distiller_resumes_exactly_and_refuses_what_does_not_fit() -> None:
     assert torch.equal(a.student.actor.flat.data, b.student.actor.flat.data)
     assert a.updates == b.updates == 4
     base = SmoothBase()
-    student = DistilledHead(DistilledConfig(slots=2), LatentNoiseHead(CodedBase(base, 2), LatentNoiseConfig(hidden=(8,)), generator=gen()))
+    student = DistilledHead(
+        DistilledConfig(slots=2), LatentNoiseHead(CodedBase(base, 2), LatentNoiseConfig(hidden=(8,)), generator=gen())
+    )
     wide = LatentNoiseHead(base, LatentNoiseConfig(noise_bound=2.5, hidden=(8,)), generator=gen())
     states = torch.zeros(1, 3)
     for teachers, why in (
@@ -177,7 +183,7 @@ def test_targets_ask_the_student_and_acting_asks_the_base() -> None:
     x, _ = learner.objective.next_input(batch, False)
     assert base.calls == calls, "the base is not asked"
     learner.generator.set_state(state)
-    sample, noise = learner.objective.draw(batch.next_conditioning)
+    _, noise = learner.objective.draw(batch.next_conditioning)
     expected = learner.student.predicted(batch.next_conditioning, noise).clamp(-1, 1)[:, :2].flatten(1)
     torch.testing.assert_close(x[:, 3:], expected.detach(), atol=1e-6, rtol=0)
     drawn = torch.zeros(12, learner.head.exploration_dim)

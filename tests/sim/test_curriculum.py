@@ -51,7 +51,9 @@ def test_expectation_maximisation_finds_what_the_points_were_drawn_from() -> Non
         slow += np.log(total)
     np.testing.assert_allclose(likelihood, slow, atol=1e-5)
     assert len(best_mixture(points, (1, 6), np.random.default_rng(2)).weight) == 2
-    assert np.isfinite(log_densities(np.repeat(points[:1], 50, 0), best_mixture(np.repeat(points[:1], 50, 0), (2, 4), rng))).all()
+    assert np.isfinite(
+        log_densities(np.repeat(points[:1], 50, 0), best_mixture(np.repeat(points[:1], 50, 0), (2, 4), rng))
+    ).all()
 
 
 # ---- choosing
@@ -95,7 +97,9 @@ def test_success_driven_starts_go_to_the_frontier() -> None:
     p = curriculum.success_rates()
     recent = curriculum.history[-4 * 250 :]
     near = [np.exp(-0.5 * ((STARTS[7]["x"] - STARTS[i]["x"]) / 0.1) ** 2) for i, _ in recent]
-    np.testing.assert_allclose(p[7], (1 + sum(k * s for k, (_, s) in zip(near, recent, strict=True))) / (2 + sum(near)), atol=1e-5)
+    np.testing.assert_allclose(
+        p[7], (1 + sum(k * s for k, (_, s) in zip(near, recent, strict=True))) / (2 + sum(near)), atol=1e-5
+    )
 
 
 def test_sec_prefers_the_arm_with_the_largest_advantages_and_follows_a_swap() -> None:

@@ -32,7 +32,9 @@ def test_references_are_what_followed_recorded_states(tmp_path) -> None:
         read_references(base, ReferenceConfig())
     rng = np.random.default_rng(0)
     folder, recorded = tmp_path / "tracks", []
-    with EpisodeStore.create(folder, observation_features=dict(base.spec.observation_features), action=ARM, sync=False) as store:
+    with EpisodeStore.create(
+        folder, observation_features=dict(base.spec.observation_features), action=ARM, sync=False
+    ) as store:
         for i, success in enumerate((True, False)):
             action = rng.uniform(-0.9, 0.9, (6, 3)).astype("f4") * [1, 1, 0.5]
             observation = rng.normal(size=(7, 4)).astype("f4")

@@ -76,7 +76,9 @@ def test_a_group_begins_in_one_state_inside_a_demonstration_bit_for_bit(prepared
             np.testing.assert_array_equal(a, env.step(repeat)[0]["observation.state"])
         assert np.array_equal(seen[0], seen[1])
         assert not np.array_equal(seen[0], seen[2])
-        assert all(o.length <= 80 - len(p.prefix) for o, p in zip(outcomes, plans, strict=True)), "the time limit counts the prefix"
+        assert all(o.length <= 80 - len(p.prefix) for o, p in zip(outcomes, plans, strict=True)), (
+            "the time limit counts the prefix"
+        )
         starts.record(planned, [True] * 4)
         assert starts.state()["resets"]["recent"] == [1.0] * 4
 
@@ -100,7 +102,9 @@ def test_a_curriculum_draws_from_its_pool_and_never_from_held_out_seeds(prepared
 
 
 def test_the_discount_rises_with_success_and_restarts_the_target(prepared: Path, tmp_path: Path) -> None:
-    config = run_config(prepared, curriculum={"discount_start": 0.9, "discount_stages": 3}, learner={"gamma": 0.99, "tau": 0.001})
+    config = run_config(
+        prepared, curriculum={"discount_start": 0.9, "discount_stages": 3}, learner={"gamma": 0.99, "tau": 0.001}
+    )
     base, folder = load_policy(prepared / "base"), RunFolder(tmp_path / "run")
     demos = posttrain.gather(config.demos, config.env, posttrain._env_spec(config), 3, folder, posttrain.Silent(), 1)
     counters = LearningCounters()
