@@ -51,6 +51,12 @@ class FineTunedHead(Head):
         policy.__dict__["_modules"] = {**self.policy._modules, "denoiser": self.adapted.merge()}
         return policy.freeze()
 
+    def twin(self, base: BasePolicy) -> FineTunedHead:
+        """A head of the same shape and values, to train beside this one."""
+        twin = FineTunedHead(base, self.adapter)
+        twin.load_state_dict(self.state_dict())
+        return twin
+
     @torch.no_grad()
     def propose(
         self, conditioning: Tensor, base: BasePolicy, noise: Tensor | None, exploration: Tensor | None, mode: Mode

@@ -90,8 +90,7 @@ class WeightedBCLearner:
             raise ValueError(f"algorithm='weighted_bc' trains a fine_tuned head; this one is {head.KIND}")
         self.base, self.config, self.device = base, config, torch.device(device)
         self.head: FineTunedHead = head.to(self.device)
-        self.online = FineTunedHead(base, head.adapter).to(self.device)
-        self.online.load_state_dict(self.head.state_dict())
+        self.online = head.twin(base).to(self.device)
         self.online.denoiser.requires_grad_(True)
         self.flat = FlatParameters(self.online.denoiser)
         self.head.denoiser.requires_grad_(True)  # FlatParameters takes what is trainable
