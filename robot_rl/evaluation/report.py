@@ -43,7 +43,17 @@ VIDEO_PAIRS = 4
 SCALARS_SHOWN = 9
 FAILURES_SHOWN = 20
 # What a reader looks for first; other scalars follow in alphabetical order.
-SCALAR_ORDER = ("critic_loss", "actor_loss", "alpha", "temperature", "entropy", "q", "steps_per_second", "updates_per_second")
+SCALAR_ORDER = (
+    "critic_loss",
+    "actor_loss",
+    "alpha",
+    "temperature",
+    "entropy",
+    "q",
+    "error",
+    "steps_per_second",
+    "updates_per_second",
+)
 
 
 @dataclass

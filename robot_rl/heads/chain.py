@@ -7,8 +7,9 @@ from torch import Tensor
 
 from robot_rl.heads.base import Mode, Proposal
 from robot_rl.heads.config import ChainConfig
-from robot_rl.heads.fine_tuned import FineTunedHead
+from robot_rl.heads.fine_tuned import WHOLE, FineTunedHead
 from robot_rl.policies.base import BasePolicy
+from robot_rl.policies.config import AdapterConfig
 
 
 class ChainHead(FineTunedHead):
@@ -22,8 +23,10 @@ class ChainHead(FineTunedHead):
 
     KIND = "chain"
 
-    def __init__(self, base: BasePolicy, config: ChainConfig) -> None:
-        super().__init__(base)
+    def __init__(
+        self, base: BasePolicy, config: ChainConfig, adapter: AdapterConfig = WHOLE, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(base, adapter, generator=generator)
         steps = self.policy.config.num_steps
         if config.trained_steps > steps:
             raise ValueError(f"trained_steps={config.trained_steps}: accepted are 0 to {steps}, the base's sampling steps")

@@ -154,3 +154,22 @@ class ChainConfig:
     def __post_init__(self) -> None:
         if self.std <= 0 or self.trained_steps < 0:
             raise ValueError(f"std={self.std}, trained_steps={self.trained_steps}: accepted are std > 0, trained_steps >= 0")
+
+
+@dataclass(frozen=True)
+class DistilledConfig:
+    """One head for several tasks.
+
+    Attributes:
+        student: kind of head, that of its teachers; shaped by that kind's own keys.
+        slots: width of the one-hot code.
+        code: the task that this run plays: the position of its teacher in ``learner.teachers``.
+    """
+
+    student: Literal["latent_noise", "residual", "gaussian_residual"] = "latent_noise"
+    slots: int = 8
+    code: int = 0
+
+    def __post_init__(self) -> None:
+        if self.slots < 1 or not 0 <= self.code < self.slots:
+            raise ValueError(f"code={self.code} of slots={self.slots}: accepted are 0 to {max(self.slots - 1, 0)}")

@@ -1,22 +1,25 @@
-"""The base's own denoiser, trained further: full fine-tuning of a compact policy with the frozen base kept beside it."""
+"""The base's own denoiser, trained further, whole or through an adapter, with the frozen base kept beside it."""
 
 from __future__ import annotations
-
-from copy import deepcopy
 
 import torch
 from torch import Tensor
 
 from robot_rl.heads.base import Head, Mode, Proposal
+from robot_rl.policies.adapters import Adapted
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.compact import CompactPolicy
+from robot_rl.policies.config import AdapterConfig
+
+WHOLE = AdapterConfig()
 
 
 class FineTunedHead(Head):
     """Samples with its own denoiser from the base's encoder and normaliser. A fresh one is the base bit for bit, in both modes.
 
     What it explores with is the base's prior noise; it needs no other. ``policy`` is a whole compact policy that shares
-    everything but the denoiser with the base.
+    everything but the denoiser with the base (with an adapter, the denoiser's weights too: ``denoiser`` then holds the adapter
+    alone).
 
     Raises:
         ValueError: the base is not a compact policy, so that its weights cannot be trained here.
@@ -24,22 +27,35 @@ class FineTunedHead(Head):
 
     KIND = "fine_tuned"
 
-    def __init__(self, base: BasePolicy) -> None:
+    def __init__(self, base: BasePolicy, adapter: AdapterConfig = WHOLE, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if not isinstance(base, CompactPolicy):
             raise ValueError(
                 f"a fine-tuned head trains the base's own weights, and a {type(base).__name__} does not hand them out; accepted are "
                 "compact diffusion and flow policies, or a latent-noise, residual or edit head"
             )
-        denoiser = deepcopy(base.denoiser)
+        self.adapter, self.adapted = adapter, Adapted(base.denoiser, adapter, generator)
         policy = object.__new__(type(base))
         policy.__dict__.update(base.__dict__)
-        policy.__dict__["_modules"] = {**base._modules, "denoiser": denoiser}
-        self.denoiser = denoiser.requires_grad_(False)
+        policy.__dict__["_modules"] = {**base._modules, "denoiser": self.adapted.denoiser}
+        self.denoiser = self.adapted.trained.requires_grad_(False)
         object.__setattr__(self, "policy", policy)  # not a submodule: only the denoiser is this head's
         self.exploration_dim = 0
 
     policy: CompactPolicy
+
+    def merged(self) -> CompactPolicy:
+        """A plain policy of the same chunks, to be saved and used as a base of its own."""
+        policy = object.__new__(type(self.policy))
+        policy.__dict__.update(self.policy.__dict__)
+        policy.__dict__["_modules"] = {**self.policy._modules, "denoiser": self.adapted.merge()}
+        return policy.freeze()
+
+    def twin(self, base: BasePolicy) -> FineTunedHead:
+        """A head of the same shape and values, to train beside this one."""
+        twin = FineTunedHead(base, self.adapter)
+        twin.load_state_dict(self.state_dict())
+        return twin
 
     @torch.no_grad()
     def propose(

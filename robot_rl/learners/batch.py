@@ -27,6 +27,7 @@ class Batch:
         episode_return: (B,) discounted return from the window's start to the end of its episode, or None.
         return_known: (B,) 1 where every reward of that return is known, else 0; None: all are.
         base_rows, next_base_rows: (B, M, n, A) chunks of the frozen base at both ends, drawn once per observation, or None.
+        base_noise: (B, M, H_w, A_w) the noise that ``base_rows`` were made of, or None.
     """
 
     conditioning: Tensor
@@ -41,10 +42,11 @@ class Batch:
     return_known: Tensor | None = None
     base_rows: Tensor | None = None
     next_base_rows: Tensor | None = None
+    base_noise: Tensor | None = None
 
     @classmethod
     def from_windows(cls, windows: WindowBatch, device: torch.device | str = "cpu") -> Batch:
         """From what :meth:`ReplayBuffer.sample` draws; returns and base rows are extras of that name."""
-        extras = (EPISODE_RETURN, RETURN_KNOWN, "base_rows", "next_base_rows")
+        extras = (EPISODE_RETURN, RETURN_KNOWN, "base_rows", "next_base_rows", "base_noise")
         arrays = {f.name: windows.extra.get(f.name) if f.name in extras else getattr(windows, f.name) for f in fields(cls)}
         return cls(**{k: None if v is None else torch.from_numpy(v).to(device, non_blocking=True) for k, v in arrays.items()})

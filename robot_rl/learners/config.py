@@ -42,13 +42,35 @@ class ConservativeConfig:
 
 
 @dataclass(frozen=True)
+class StudentConfig:
+    """A one-step student of the base's sampler that the learner asks instead of the base; the base itself goes on acting.
+
+    Attributes:
+        hidden: of the student. lr: Adam. updates: of the student per update of the critic.
+        tolerance: mean absolute error (normalised) at which the student takes over from the base in the learner.
+    """
+
+    hidden: tuple[int, ...] = (512, 512, 512)
+    lr: float = 1e-3
+    updates: int = 1
+    tolerance: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.updates < 1 or not self.tolerance > 0 or not self.lr > 0:
+            raise ValueError(
+                f"updates={self.updates}, tolerance={self.tolerance}, lr={self.lr}: accepted are updates >= 1, numbers above 0"
+            )
+
+
+@dataclass(frozen=True)
 class OffPolicyConfig:
     """The choices that make a recipe.
 
     Attributes:
         algorithm: ``dsrl_na`` (critic on chunks, distilled to noise), ``dsrl_sac`` (critic on noise, decision starts
             only), ``residual`` (deterministic correction, TD3), ``residual_sac`` (Gaussian correction), ``edit`` (Gaussian
-            edits, best of N), ``best_of_n`` (no actor), ``chunk_sac`` (Gaussian actor over the whole chunk).
+            edits, best of N), ``best_of_n`` (no actor), ``chunk_sac`` (Gaussian actor over the whole chunk), ``guided`` (no
+            actor: the critic's slope steers the base's sampler).
         n_critics, hidden, layer_norm: of every critic ensemble.
         gamma: discount per environment step. tau: target smoothing.
         critic_lr, actor_lr, temperature_lr: Adam.
@@ -81,11 +103,15 @@ class OffPolicyConfig:
             episodes are continued with it (Cal-QL's reference values must not be truncated sums).
         critic_init: run folder whose critic this one starts from; inputs that critic did not have start at zero weight.
         base_samples: M, chunks of the frozen base that are drawn once per recorded observation and reused by every update
-            (``edit``, ``best_of_n``); 0 draws afresh each time. At least the head's ``candidates``.
+            (``edit``, ``best_of_n``; ``dsrl_na`` keeps their noise too and distils from them); 0 draws afresh each time. At least
+            the head's ``candidates``.
+        student: ask a one-step student instead of the base (targets, distillation, gradients); None: the base itself.
         value_max, value_min: bounds of what a return can be, to clamp targets with; None leaves them open.
     """
 
-    algorithm: Literal["dsrl_na", "dsrl_sac", "residual", "residual_sac", "edit", "best_of_n", "chunk_sac"] = "dsrl_na"
+    algorithm: Literal["dsrl_na", "dsrl_sac", "residual", "residual_sac", "edit", "best_of_n", "chunk_sac", "guided"] = (
+        "dsrl_na"
+    )
     n_critics: int = 5
     hidden: tuple[int, ...] = (256, 256, 256)
     layer_norm: bool = True
@@ -122,6 +148,7 @@ class OffPolicyConfig:
     failure_reward: float = 0.0
     critic_init: Path | None = None
     base_samples: int = 0
+    student: StudentConfig | None = None
     value_min: float | None = None
     value_max: float | None = None
     seed: int = 0
@@ -161,7 +188,8 @@ class OffPolicyConfig:
             "normalize_q": (("residual_sac", "edit", "chunk_sac"), False),
             "bc_weight": (("chunk_sac",), 0.0),
             "actor_source": (("edit",), "replay"),
-            "base_samples": (("edit", "best_of_n"), 0),
+            "base_samples": (("edit", "best_of_n", "dsrl_na"), 0),
+            "student": (("dsrl_na", "residual", "residual_sac", "edit", "best_of_n"), None),
         }
         for name, (algorithms, default) in readers.items():
             if getattr(self, name) != default and self.algorithm not in algorithms:
@@ -287,4 +315,43 @@ class OnPolicyConfig:
         if self.failure_reward:
             raise ValueError(
                 f"failure_reward={self.failure_reward}: on-policy learners bootstrap at a time limit; accepted is 0"
+            )
+
+
+@dataclass(frozen=True)
+class FixedConfig:
+    """Nothing is learnt: the head acts as it is, and the gate says whether it may. ``gamma`` is that of recorded returns."""
+
+    algorithm: Literal["fixed"] = "fixed"
+    gamma: float = 0.99
+    failure_reward: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.gamma <= 1.0 or (self.failure_reward and self.gamma == 1.0):
+            raise ValueError(f"gamma={self.gamma}: accepted are 0 < gamma <= 1, below 1 with a failure_reward")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Several specialised heads become one (COMPASS).
+
+    Attributes:
+        teachers: folders of finished runs over the same base, whose acting heads are of one kind; a teacher's position is its code.
+        lr: Adam. max_states: recorded states kept of every teacher, evenly spaced over the episodes that its head played.
+    """
+
+    algorithm: Literal["distill"] = "distill"
+    teachers: tuple[Path, ...] = ()
+    lr: float = 3e-4
+    max_states: int = 50_000
+    gamma: float = 0.99
+    failure_reward: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or self.max_states < 1 or not 0.0 < self.gamma <= 1.0 or self.failure_reward:
+            raise ValueError(
+                f"lr={self.lr}, max_states={self.max_states}, gamma={self.gamma}, failure_reward={self.failure_reward}: accepted are "
+                "lr > 0, max_states >= 1, 0 < gamma <= 1, failure_reward 0"
             )

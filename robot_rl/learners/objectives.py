@@ -174,7 +174,7 @@ class NoiseAliased(_NoiseObjective):
             metrics["actor/value"] = value.mean()
         self.rounds += 1
         if self.noise_critic is not None and self.rounds % self.config.distill_every == 0:
-            metrics |= self._distill(c, critic)
+            metrics |= self._distill(batch, critic)
         return metrics
 
     def _climb_through_sampler(self, critic: CriticEnsemble, c: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,13 +186,23 @@ class NoiseAliased(_NoiseObjective):
         return value, through.flatten(1)
 
     @without_grad
-    def _distill(self, c: Tensor, critic: CriticEnsemble) -> Metrics:
+    def _distill(self, batch: Batch, critic: CriticEnsemble) -> Metrics:
         assert self.noise_critic is not None
-        noise = self.prior(len(c))
+        c = batch.conditioning
         from_actor = int(self.config.distill_actor_share * len(c))
+        if batch.base_noise is None or batch.base_rows is None:
+            noise, x = self.prior(len(c)), None
+        else:  # drawn before: the base need not be asked again
+            each = torch.arange(len(c), device=c.device)
+            which = torch.randint(batch.base_noise.shape[1], (len(c),), generator=self.generator, device=c.device)
+            noise, x = batch.base_noise[each, which], torch.cat([c, batch.base_rows[each, which].flatten(1)], dim=-1)
         if from_actor:
             noise[:from_actor] = self.draw(c[:from_actor])[1]
-        target = critic.value(self.chunk_input(c, noise))  # (N, B): head i distils head i
+        if x is None:
+            x = self.chunk_input(c, noise)
+        elif from_actor:
+            x[:from_actor] = self.chunk_input(c[:from_actor], noise[:from_actor])
+        target = critic.value(x)  # (N, B): head i distils head i
         result = self.noise_critic.loss_and_grad(torch.cat([c, noise.flatten(1)], dim=-1), target)
         self.noise_optimizer.step()
         error = (result.q - target).abs().mean(0)

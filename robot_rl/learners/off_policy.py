@@ -20,6 +20,7 @@ from robot_rl.learners.critic_rules import ValueRule, add_conservative_gradient,
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.factory import make_objective, resolved
 from robot_rl.learners.objectives import HeadObjective, Metrics
+from robot_rl.learners.one_step import StudentBase
 from robot_rl.learners.updates import load_network_state, make_critic, network_state
 from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.grad import without_grad
@@ -32,7 +33,11 @@ from robot_rl.types import Stratum
 class TakesSamples(Protocol):
     """Chunks of the base that were drawn before, see ``training/base_samples.py``."""
 
+    keeps_noise: bool
+
     def take(self, number: np.ndarray, step: np.ndarray) -> np.ndarray: ...
+
+    def take_noise(self, number: np.ndarray, step: np.ndarray) -> np.ndarray: ...
 
 
 class OffPolicyLearner:
@@ -50,7 +55,12 @@ class OffPolicyLearner:
         self.head = head.to(self.device)
         generator = torch.Generator().manual_seed(config.seed)
         self.generator = torch.Generator(self.device).manual_seed(config.seed + 1)
-        self.objective: HeadObjective = make_objective(base, self.head, config, self.generator, generator, self.device)
+        self.student: StudentBase | None = None
+        if config.student is not None:  # of a stream of its own: the rest of the learner starts as it would without
+            init = torch.Generator().manual_seed(config.seed + 2)
+            self.student = StudentBase(base, config.student, init, config.seed + 3, self.device)
+        asked: Any = self.student or base
+        self.objective: HeadObjective = make_objective(asked, self.head, config, self.generator, generator, self.device)
         self.critic = make_critic(config, self.objective.critic_input_dim, generator, self.device)
         # A head that chooses by value acts with the target network: one selection rule in episodes and in targets.
         chooser = getattr(self.head, "critic", None)
@@ -77,6 +87,8 @@ class OffPolicyLearner:
             ends = windows.step + windows.mask.sum(1)
             windows.extra["base_rows"] = base_samples.take(windows.episode_index, windows.step)
             windows.extra["next_base_rows"] = base_samples.take(windows.episode_index, ends)
+            if base_samples.keeps_noise:
+                windows.extra["base_noise"] = base_samples.take_noise(windows.episode_index, windows.step)
         return Batch.from_windows(windows, self.device)
 
     def td_target(
@@ -100,6 +112,7 @@ class OffPolicyLearner:
             FloatingPointError: never here; call :meth:`check_finite` where a host sync is affordable.
         """
         loss = self.config.offline_critic if offline else self.config.critic_loss
+        taught = self._teach(batch)
         x = self.objective.critic_input(batch)
         extra: Metrics = {}
         if loss == "iql":
@@ -128,6 +141,14 @@ class OffPolicyLearner:
         actor_step = train_actor and self.updates % self.config.actor_every == 0
         metrics |= self.objective.improve(batch, self.critic, actor_step)
         self.actor_updates += actor_step
+        return metrics | taught
+
+    def _teach(self, batch: Batch) -> Metrics:
+        """The student's own steps, on the states of this batch."""
+        metrics: Metrics = {}
+        if self.student is not None:
+            for _ in range(self.student.config.updates):
+                metrics = self.student.learn(batch.conditioning)
         return metrics
 
     def pretrain(self, batch: Batch) -> Metrics:
@@ -142,7 +163,7 @@ class OffPolicyLearner:
         result = self.critic.loss_and_grad(self.objective.critic_input(batch), batch.episode_return, weight)
         self.optimizer.step()
         metrics = {"critic/pretrain_loss": result.loss, "critic/q": result.q.mean()}
-        return metrics | self.objective.improve(batch, self.critic, False)
+        return metrics | self.objective.improve(batch, self.critic, False) | self._teach(batch)
 
     def finish_pretraining(self) -> None:
         """The target becomes the regressed critic."""
@@ -185,6 +206,8 @@ class OffPolicyLearner:
             "generator": self.generator.get_state().clone(),
             "counters": torch.tensor([self.updates, self.actor_updates]),
         }
+        if self.student is not None:
+            state["student"] = self.student.full_state()
         return state if self.value_rule is None else state | {"value": self.value_rule.full_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -195,5 +218,7 @@ class OffPolicyLearner:
         self.objective.load_full_state(state["objective"])
         if self.value_rule is not None:
             self.value_rule.load_full_state(state["value"])
+        if self.student is not None:
+            self.student.load_full_state(state["student"])
         self.generator.set_state(state["generator"].cpu())
         self.updates, self.actor_updates = (int(x) for x in state["counters"])

@@ -183,6 +183,8 @@ class OnPolicyLearner:
             return {k: torch.stack(v).mean() for k, v in metrics.items()}
         advantage = self.shaped(advantage)
         conditioning = torch.cat([e.conditioning for e in chosen])
+        if isinstance(self.head, ChainHead):
+            self.head.adapted.saw(conditioning)
         trace = torch.cat([self.stochastic.trace(e) for e in chosen])
         with torch.no_grad():
             old = torch.cat([

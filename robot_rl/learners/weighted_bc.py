@@ -90,7 +90,7 @@ class WeightedBCLearner:
             raise ValueError(f"algorithm='weighted_bc' trains a fine_tuned head; this one is {head.KIND}")
         self.base, self.config, self.device = base, config, torch.device(device)
         self.head: FineTunedHead = head.to(self.device)
-        self.online = FineTunedHead(base).to(self.device)
+        self.online = head.twin(base).to(self.device)
         self.online.denoiser.requires_grad_(True)
         self.flat = FlatParameters(self.online.denoiser)
         self.head.denoiser.requires_grad_(True)  # FlatParameters takes what is trainable
@@ -182,6 +182,7 @@ class WeightedBCLearner:
         self.optimizer.step()
         decay = min(self.config.ema, (1 + self.actor_updates) / (10 + self.actor_updates))
         polyak_(self.average, self.flat, 1 - decay)
+        self.head.adapted.saw(batch.conditioning)
         self.actor_updates += 1
         return metrics | {"bc/loss": loss.detach(), "bc/weight": weight.mean(), "bc/weight_max": weight.max()}
 

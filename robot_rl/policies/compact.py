@@ -114,6 +114,28 @@ class CompactPolicy(nn.Module):
         """Sampling step ``i`` (0 is the noisiest) from x (B, H*A) to the next; all of them, then a clamp, are :meth:`sample`."""
         raise NotImplementedError
 
+    def clean_estimate(self, i: int, x: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        """The clean chunk (B, H*A), not clamped, that the network sees in the state x before sampling step ``i``."""
+        raise NotImplementedError
+
+    def noised(self, i: int, chunk: Tensor, noise: Tensor) -> Tensor:
+        """The chain's state before step ``i`` for a clean chunk, both (B, H*A); after the last step it is the chunk itself."""
+        raise NotImplementedError
+
+    def score(self, chunk: Tensor, conditioning: Tensor, level: float) -> Tensor:
+        """Gradient of log p(chunk | s) as the policy's own denoiser sees it at the noise ``level`` in (0, 1], both (B, H*A)."""
+        raise NotImplementedError
+
+    def vector_observation(self, conditioning: Tensor) -> dict[str, Tensor]:
+        """(B, C) back to the newest frame's vector features in physical units (clipped at 5 standard deviations); no images."""
+        frames = conditioning.unflatten(1, (self.config.n_obs_steps, -1))[:, -1]
+        out, at = {}, 0
+        for name in self.normalizer.vector_features:
+            width = self.features[name].shape[0]
+            out[name] = self.normalizer.unobservation(name, frames[:, at : at + width])
+            at += width
+        return out
+
     def denoising_loss(self, conditioning: Tensor, chunk: Tensor, generator: torch.Generator) -> Tensor:
         """Per-element loss (B, H, A) of the behaviour-cloning objective on normalised chunks."""
         raise NotImplementedError

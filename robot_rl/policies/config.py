@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 
@@ -69,3 +70,38 @@ class BCConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema={self.ema}: accepted are 0 <= ema < 1")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What of a copied denoiser is trained.
+
+    Attributes:
+        kind: ``none``: all of it. ``lora``: low-rank corrections of every linear layer. ``modulation``: scales of the feed-forward
+            activations, one entry of a pool a task (L2M).
+        rank, alpha: of ``lora``; the correction is scaled by alpha / rank.
+        backend: of ``lora``: ``builtin`` needs nothing, ``peft`` builds the same layers with that library (extra ``vla``).
+        entries, entry: of ``modulation``: size of the pool, and the entry that this run trains and acts with. None chooses by state
+            the entry whose key is nearest; then nothing is trained (``learner.algorithm: fixed``).
+        init: of ``modulation``: folder of a finished run whose pool this one goes on with; its other entries never change.
+    """
+
+    kind: Literal["none", "lora", "modulation"] = "none"
+    rank: int = 8
+    alpha: float = 16.0
+    backend: Literal["builtin", "peft"] = "builtin"
+    entries: int = 8
+    entry: int | None = 0
+    init: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0:
+            raise ValueError(f"rank={self.rank}, alpha={self.alpha}: accepted are rank >= 1, alpha > 0")
+        if self.entries < 1 or (self.entry is not None and not 0 <= self.entry < self.entries):
+            raise ValueError(
+                f"entry={self.entry} of entries={self.entries}: accepted are null, or 0 to {max(self.entries - 1, 0)}"
+            )
+        if self.init is not None and self.kind != "modulation":
+            raise ValueError(
+                f"init={str(self.init)!r} with kind={self.kind!r}: only a modulation's pool is continued; accepted is null"
+            )

@@ -71,6 +71,25 @@ class DiffusionPolicy(CompactPolicy):
         clean = (root * x - sigma * self.denoiser(x, condition, times[i : i + 1])).clamp(-1.0, 1.0)
         return clean if d == 0.0 else c * clean + (d / sigma) * (x - root * clean)
 
+    def clean_estimate(self, i: int, x: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        if i == len(self._coefficients):
+            return x
+        root, sigma, _, _ = self._coefficients[i]
+        return root * x - sigma * self.denoiser(x, condition, times[i : i + 1])
+
+    def noised(self, i: int, chunk: Tensor, noise: Tensor) -> Tensor:
+        if i == len(self._coefficients):
+            return chunk
+        root, sigma, _, _ = self._coefficients[i]
+        return root * chunk + sigma * noise
+
+    def score(self, chunk: Tensor, conditioning: Tensor, level: float) -> Tensor:
+        k = max(round(level * self.config.train_steps), 1) - 1
+        root, sigma = self._alpha[k].sqrt(), (1 - self._alpha[k]).sqrt()
+        time = self.denoiser.time(torch.full((1,), (k + 1) / self.config.train_steps, dtype=chunk.dtype, device=chunk.device))
+        v = self.denoiser(chunk, self.denoiser.condition(conditioning), time)
+        return -(root * v + sigma * chunk) / sigma  # the noise it sees is root v + sigma x
+
     def denoising_loss(self, conditioning: Tensor, chunk: Tensor, generator: torch.Generator) -> Tensor:
         x0 = chunk.flatten(1)
         k = torch.randint(0, self.config.train_steps, (len(x0),), generator=generator, device=x0.device)

@@ -30,6 +30,19 @@ class FlowPolicy(CompactPolicy):
     def chain_step(self, i: int, x: Tensor, condition: Tensor, times: Tensor) -> Tensor:
         return x + self.denoiser(x, condition, times[i : i + 1]) / self.config.num_steps
 
+    def clean_estimate(self, i: int, x: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        steps = self.config.num_steps
+        return x if i == steps else x + (1 - i / steps) * self.denoiser(x, condition, times[i : i + 1])
+
+    def noised(self, i: int, chunk: Tensor, noise: Tensor) -> Tensor:
+        t = i / self.config.num_steps
+        return (1 - t) * noise + t * chunk
+
+    def score(self, chunk: Tensor, conditioning: Tensor, level: float) -> Tensor:
+        time = self.denoiser.time(torch.full((1,), 1 - level, dtype=chunk.dtype, device=chunk.device))
+        velocity = self.denoiser(chunk, self.denoiser.condition(conditioning), time)
+        return -(chunk - (1 - level) * velocity) / level  # the noise it sees is x - t velocity
+
     def denoising_loss(self, conditioning: Tensor, chunk: Tensor, generator: torch.Generator) -> Tensor:
         x1 = chunk.flatten(1)
         x0 = torch.randn(x1.shape, generator=generator, device=x1.device)

@@ -102,6 +102,10 @@ class Normalizer(nn.Module):
         mean, std = getattr(self, self._key(name, "mean")), getattr(self, self._key(name, "std"))
         return ((value - mean) / std).clamp_(-OBSERVATION_CLIP, OBSERVATION_CLIP)
 
+    def unobservation(self, name: str, value: Tensor) -> Tensor:
+        """Normalised vector feature (..., dim) to physical."""
+        return value * getattr(self, self._key(name, "std")) + getattr(self, self._key(name, "mean"))
+
     def action(self, action: Tensor) -> Tensor:
         """Physical (..., A) to [-1, 1] (not clamped: data outside the statistics stay outside)."""
         return (action - self.action_low) * (2.0 / (self.action_high - self.action_low)) - 1.0

@@ -7,7 +7,7 @@ reward changes, so a draw is a few gathers. float32 throughout; the caller's gen
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -447,6 +447,12 @@ class ReplayBuffer:
             return reward, slot.length, slot.terminated
         reward[step - 1] = self.success_reward
         return (reward, step, True) if terminates else (reward, slot.length, slot.terminated)
+
+    def set_gamma(self, gamma: float) -> None:
+        """Cut every window with another discount from now on. Raises ValueError for one outside (0, 1]."""
+        self.window = replace(self.window, gamma=gamma)
+        for slot in self._slots.values():
+            self._refresh(slot)
 
     def _refresh(self, slot: _Slot) -> None:
         """Work out the windows of one episode again."""

@@ -29,12 +29,17 @@ class EpisodePlan:
         key: keys the policy's randomness (evaluation: the seed alone, so that policies meet equal noise).
         policy: what acts.
         episode_id: under which it is recorded.
+        prefix: (T, A) physical actions that are executed after the reset, before the policy takes over and recording begins: the
+            same seed and prefix give the same state, bit for bit. One that ends the episode is left out.
+        group: of episodes that begin in one state, recorded with them; None: episodes of one seed.
     """
 
     seed: int
     key: tuple[int | str, ...]
     policy: ActingPolicy
     episode_id: str = ""
+    prefix: np.ndarray | None = None
+    group: int | None = None
 
 
 @dataclass
@@ -123,6 +128,8 @@ class Rollout:
         started = {}
         for index, (observation, info) in self.vector.reset_many({i: plan.seed for i, (_, plan) in plans.items()}).items():
             order, plan = plans[index]
+            if plan.prefix is not None:
+                observation = self._replayed(index, plan, observation)
             loop = self._loop(plan.policy)
             recorder = None if store is None else store.begin(self._meta(plan))
             loop.begin(self._seen(observation, plan.policy), key=plan.key, recorder=recorder, stamp_ns=CLOCK_START_NS)
@@ -132,6 +139,15 @@ class Rollout:
             started[index] = slot
         return started
 
+    def _replayed(self, index: int, plan: EpisodePlan, observation: Observation) -> Observation:
+        """The observation after the plan's prefix; that of the plain start where the prefix ends the episode."""
+        assert plan.prefix is not None
+        for action in plan.prefix:
+            ((observation, _, terminated, truncated, _),) = self.vector.step({index: action})
+            if terminated or truncated:
+                return self.vector.reset(index, plan.seed)[0]
+        return observation
+
     def _loop(self, policy: ActingPolicy) -> ControlLoop:
         spec = policy.base.spec
         scheduler = ChunkScheduler(self.spec.action, spec.n_action_steps)
@@ -140,10 +156,13 @@ class Rollout:
 
     def _meta(self, plan: EpisodePlan) -> EpisodeMeta:
         policy = plan.policy
+        more = {} if plan.group is None else {"group": plan.group}
+        if plan.prefix is not None:
+            more["prefix_steps"] = len(plan.prefix)
         return EpisodeMeta(
             plan.episode_id, task=self.spec.instruction, env_id=self.spec.env_id, seed=plan.seed, stratum=Stratum.ONLINE,
             weights_version=policy.version, base_hash=policy.base.spec.base_hash, stats_hash=policy.base.spec.stats_hash,
-            control_hz=self.spec.control_hz, extra={"mode": policy.mode, "base_share": policy.base_share, "key": list(plan.key)},
+            control_hz=self.spec.control_hz, extra={"mode": policy.mode, "base_share": policy.base_share, "key": list(plan.key)} | more,
         )  # fmt: skip
 
     def _seen(self, observation: Observation, policy: ActingPolicy) -> Observation:

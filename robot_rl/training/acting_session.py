@@ -29,6 +29,7 @@ from robot_rl.training.learner_core import LearningCounters
 from robot_rl.training.measuring import measure, success_interval
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.scalars import ScalarLog
+from robot_rl.training.starts import Starts
 
 PHASES = ("collect", "learn", "gate", "evaluate")
 
@@ -70,6 +71,7 @@ class ActingSession(ABC):
         self.channel = WeightChannel(folder.weights)
         self.counters = Counters(next_candidate=config.schedule.warmup_steps, next_evaluation=config.schedule.evaluate_every)
         self.scalars = ScalarLog(folder, config)
+        self.starts = Starts(config, folder, rollout)
         self.store = self._open_store()
         self._heads: dict[int, Head] = {}
         self._curve: dict[tuple[int, str], tuple[int, int]] = {}
@@ -224,17 +226,20 @@ class ActingSession(ABC):
         """One round of training episodes: the base during warm-up, then the newest head mixed with the base."""
         c, schedule = self.counters, self.config.schedule
         policy = self._explorer()
-        first = c.round * schedule.round_episodes
-        numbers = range(first, first + schedule.round_episodes)
-        seeds = [seeding.key("training", self.config.seed, n // schedule.group_size) % seeding.TRAINING.last for n in numbers]
+        starts = self.starts.plan(c.round)
         ids = [f"r{c.round:06d}e{i:03d}" for i in range(schedule.round_episodes)]
         self._make_room(ids)
         greedy = self._greedy(policy)
         plans = [
             EpisodePlan(
-                seed, ("training", self.config.seed, key), greedy if self._is_greedy(key) else policy, self._free_id(key)
+                start.seed,
+                ("training", self.config.seed, key),
+                greedy if self._is_greedy(key) else policy,
+                self._free_id(key),
+                start.prefix,
+                start.group,
             )
-            for seed, key in zip(seeds, ids, strict=True)
+            for start, key in zip(starts, ids, strict=True)
         ]
         outcomes = self.rollout.play(plans, store=self.store, keep_episodes=self.KEEP_EPISODES, should_stop=self._should_stop)
         self.store.flush()
@@ -243,6 +248,9 @@ class ActingSession(ABC):
         steps = sum(o.length for o in outcomes)
         self._played(outcomes, steps)
         c.round += 1
+        self.starts.record(starts, [o.success for o in outcomes])
+        if shown := self.starts.scalars():
+            self.scalars.write(shown, c.env_steps)
         c.remember([o.success for o in outcomes])
         c.advance_handover(self.config.mixture, [o.success for o in outcomes])
         self.progress.advance(steps)

@@ -199,6 +199,7 @@ class AsyncSession(ActingSession):
             "base_hash": self.base.spec.base_hash,
             "counters": dict(vars(self.counters)),
             "gate": self.gate.state_dict(),
+            "starts": self.starts.state(),
             "curve": [[version, mode, *counts] for (version, mode), counts in self._curve.items()],
             "logs": self.folder.log_sizes(LOGS),
         }
@@ -221,6 +222,7 @@ class AsyncSession(ActingSession):
         check_belongs(state, mine, str(path))
         self.counters = Counters(**state["counters"])
         self.gate.load_state_dict(state["gate"])
+        self.starts.load(state.get("starts", {}))
         self._curve = {(v, m): (k, n) for v, m, k, n in state["curve"]}
         self.folder.rewind_logs(state["logs"], LOGS)
         self._recount()

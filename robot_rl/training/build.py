@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,19 +12,26 @@ from robot_rl.heads.base import Head
 from robot_rl.heads.best_of_n import BestOfNHead
 from robot_rl.heads.chain import ChainHead
 from robot_rl.heads.chunk_policy import ChunkPolicyHead
+from robot_rl.heads.distilled import CodedBase, DistilledHead
 from robot_rl.heads.edit import EditHead
 from robot_rl.heads.fine_tuned import FineTunedHead
+from robot_rl.heads.guidance import GuidedHead, ScoreCorrectedHead, need_compact
 from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.heads.reference_denoise import ReferenceHead
 from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
-from robot_rl.learners.config import OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
+from robot_rl.learners.config import DistillConfig, FixedConfig, OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
+from robot_rl.learners.distill import DistillLearner, Teacher
 from robot_rl.learners.ensemble import CriticEnsemble
+from robot_rl.learners.fixed import FixedLearner
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.learners.on_policy import OnPolicyLearner
 from robot_rl.learners.updates import make_critic
 from robot_rl.learners.weighted_bc import WeightedBCLearner
+from robot_rl.policies.adapters import ModulationPool
 from robot_rl.policies.base import BasePolicy
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint
 from robot_rl.training.config import HeadConfig, LearnerConfig, PostTrainConfig
+from robot_rl.training.earlier_runs import acting_head, read_references, read_teacher
 
 
 def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerConfig | None = None) -> Head:
@@ -42,19 +50,33 @@ def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerCo
         return ResidualHead(base, head.residual, generator=generator)
     if head.kind == "gaussian_residual":
         return GaussianResidualHead(base, head.gaussian_residual, generator=generator)
+    if head.kind == "distilled":
+        coded = CodedBase(base, head.distilled.slots)
+        return DistilledHead(head.distilled, build_head(coded, replace(head, kind=head.distilled.student), seed, learner))
     if head.kind == "chunk_policy":
         return ChunkPolicyHead(base, head.chunk_policy, generator=generator)
     if head.kind == "fine_tuned":
-        return FineTunedHead(base)
+        return _adapted(FineTunedHead(base, head.adapter, generator=generator), base)
     if head.kind == "chain":
-        return ChainHead(base, head.chain)
+        return _adapted(ChainHead(base, head.chain, head.adapter, generator=generator), base)
+    if head.kind == "reference":
+        compact = need_compact(base, "reference denoising")
+        return ReferenceHead(compact, head.reference, *read_references(compact, head.reference))
+    if head.kind == "score_corrected":
+        run, compact = head.score_corrected.run, need_compact(base, "score correction")
+        inner = None if run is None else acting_head(run, compact, "head.score_corrected.run")[0]
+        return ScoreCorrectedHead(compact, head.score_corrected, inner)
+    if head.kind == "guided" and head.guided.value_weight == 0:
+        return GuidedHead(base, head.guided)
     critic = _chunk_critic(base, head, seed, learner)
+    if head.kind == "guided":
+        return GuidedHead(base, head.guided, critic)
     if head.kind == "edit":
         return EditHead(base, head.edit, critic, generator=generator)
     return BestOfNHead(base, head.best_of_n, critic)
 
 
-Learner = OffPolicyLearner | WeightedBCLearner | OnPolicyLearner
+Learner = OffPolicyLearner | WeightedBCLearner | OnPolicyLearner | FixedLearner | DistillLearner
 
 
 def build_learner(base: BasePolicy, config: PostTrainConfig, device: str) -> Learner:
@@ -68,6 +90,12 @@ def build_learner(base: BasePolicy, config: PostTrainConfig, device: str) -> Lea
         return WeightedBCLearner(base, head, config.learner, device)
     if isinstance(config.learner, OnPolicyConfig):
         return OnPolicyLearner(base, head, config.learner, device)
+    if isinstance(config.learner, FixedConfig):
+        return FixedLearner(base, head, config.learner, device)
+    if isinstance(config.learner, DistillConfig):
+        compact = need_compact(base, "distillation")
+        teachers = [Teacher(*read_teacher(p, compact, config.learner, i)) for i, p in enumerate(config.learner.teachers)]
+        return DistillLearner(base, head, config.learner, teachers, device)
     learner = OffPolicyLearner(base, head, config.learner, device)
     if config.learner.critic_init is not None:
         learner.warm_start(saved_critic(config.learner.critic_init))
@@ -84,6 +112,18 @@ def saved_critic(run: Path) -> dict[str, torch.Tensor]:
     raise ValueError(
         f"learner.critic_init={str(run)!r}: no checkpoint with a critic; accepted is the folder of an off-policy run"
     )
+
+
+def _adapted(head: FineTunedHead, base: BasePolicy) -> FineTunedHead:
+    """With the pool of ``head.adapter.init``, where one is named."""
+    run = head.adapter.init
+    if run is not None:
+        earlier, _ = acting_head(run, need_compact(base, "an adapter"), "head.adapter.init")
+        if not isinstance(earlier, FineTunedHead) or not isinstance(earlier.denoiser, ModulationPool):
+            raise ValueError(f"head.adapter.init={str(run)!r}: accepted is a finished run whose acting head is a modulation")
+        assert isinstance(head.denoiser, ModulationPool)
+        head.denoiser.adopt(earlier.denoiser)
+    return head
 
 
 def _chunk_critic(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerConfig | None) -> CriticEnsemble:

@@ -10,14 +10,17 @@ from robot_rl.heads.config import (
     ChainConfig,
     ChunkPolicyConfig,
     CorrectionConfig,
+    DistilledConfig,
     EditConfig,
     LatentNoiseConfig,
     ResidualConfig,
     SelectionConfig,
 )
-from robot_rl.learners.config import OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
-from robot_rl.policies.config import BCConfig
+from robot_rl.heads.guidance_config import GuidanceConfig, ReferenceConfig, ScoreCorrectionConfig
+from robot_rl.learners.config import DistillConfig, FixedConfig, OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
+from robot_rl.policies.config import AdapterConfig, BCConfig
 from robot_rl.runtime.gate import GateConfig
+from robot_rl.sim.curriculum_config import CurriculumConfig
 
 
 def _at_least(config: object, low: float, *names: str) -> None:
@@ -92,11 +95,12 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Which head, and its shape; only the chosen kind's part is read."""
+    """Which head, and its shape; only the chosen kind's part is read. ``adapter``: what a ``fine_tuned`` or ``chain`` head trains."""
 
     kind: Literal[
-        "latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "fine_tuned", "chain"
-    ] = "latent_noise"
+        "latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "fine_tuned", "chain",
+        "guided", "score_corrected", "reference", "distilled",
+    ] = "latent_noise"  # fmt: skip
     latent_noise: LatentNoiseConfig = field(default_factory=LatentNoiseConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
     gaussian_residual: CorrectionConfig = field(default_factory=CorrectionConfig)
@@ -104,6 +108,17 @@ class HeadConfig:
     best_of_n: SelectionConfig = field(default_factory=SelectionConfig)
     chunk_policy: ChunkPolicyConfig = field(default_factory=ChunkPolicyConfig)
     chain: ChainConfig = field(default_factory=ChainConfig)
+    guided: GuidanceConfig = field(default_factory=GuidanceConfig)
+    score_corrected: ScoreCorrectionConfig = field(default_factory=ScoreCorrectionConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    distilled: DistilledConfig = field(default_factory=DistilledConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+
+    def __post_init__(self) -> None:
+        if self.adapter.kind != "none" and self.kind not in ("fine_tuned", "chain"):
+            raise ValueError(
+                f"adapter.kind={self.adapter.kind!r} with kind={self.kind!r}: accepted is none, or fine_tuned and chain"
+            )
 
     @property
     def selection(self) -> SelectionConfig | None:
@@ -111,10 +126,12 @@ class HeadConfig:
         return {"edit": self.edit, "best_of_n": self.best_of_n}.get(self.kind)
 
 
-LearnerConfig = OffPolicyConfig | WeightedBCConfig | OnPolicyConfig
+LearnerConfig = OffPolicyConfig | WeightedBCConfig | OnPolicyConfig | FixedConfig | DistillConfig
 ALGORITHMS = {
     "latent_noise": ("dsrl_na", "dsrl_sac", "on_policy"), "residual": ("residual",), "gaussian_residual": ("residual_sac",),
-    "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "fine_tuned": ("weighted_bc",), "chain": ("on_policy",),
+    "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "fine_tuned": ("weighted_bc", "fixed"), "chain": ("on_policy",),
+    "guided": ("guided", "fixed"), "score_corrected": ("fixed",), "reference": ("fixed",),
+    "distilled": ("distill",),
 }  # fmt: skip
 """What can train which kind of head."""
 
@@ -325,6 +342,7 @@ class PostTrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     learner_process: LearnerProcessConfig = field(default_factory=LearnerProcessConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     stop: StopConfig = field(default_factory=StopConfig, metadata={"hash": False})
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -338,16 +356,55 @@ class PostTrainConfig:
             )
         if isinstance(self.learner, OnPolicyConfig):
             self._check_on_policy(self.learner)
+        if self.curriculum.discount_start is not None:
+            self._check_discount(self.curriculum.discount_start)
+        chosen = self.head.adapter.kind == "modulation" and self.head.adapter.entry is None
+        if isinstance(self.learner, FixedConfig):
+            self._check_fixed()
+        elif chosen:
+            raise ValueError("head.adapter.entry=null chooses entries and trains none: accepted is learner.algorithm='fixed'")
+        if self.head.kind == "guided" and (self.head.guided.value_weight > 0) != (self.learner.algorithm == "guided"):
+            raise ValueError(
+                f"head.guided.value_weight={self.head.guided.value_weight} with learner.algorithm={self.learner.algorithm!r}: accepted are "
+                "a weight above 0 with 'guided', or 0 with 'fixed'"
+            )
         selection, cached = self.head.selection, getattr(self.learner, "base_samples", 0)
         if selection is not None and 0 < cached < selection.candidates:
             raise ValueError(
                 f"learner.base_samples={cached} with {selection.candidates} candidates: accepted are 0, or at least as many"
             )
-        if self.schedule.offline_updates and not self.demos.prefill:
+        if self.schedule.offline_updates and not self.demos.prefill and not isinstance(self.learner, DistillConfig):
             raise ValueError("schedule.offline_updates > 0 with demos.prefill=false: there would be nothing to learn from")
         if self.learner.algorithm == "dsrl_sac" and self.demos.prefill:
             raise ValueError(
                 "demos.prefill=true with learner.algorithm='dsrl_sac': demonstrations have no noise; accepted is false"
+            )
+
+    def _check_discount(self, start: float) -> None:
+        """Only temporal differences can change their horizon on the way."""
+        learner = self.learner
+        if (
+            not isinstance(learner, OffPolicyConfig)
+            or "calql" in (learner.critic_loss, learner.offline_critic)
+            or start > learner.gamma
+        ):
+            raise ValueError(
+                f"curriculum.discount_start={start} with learner.algorithm={learner.algorithm!r}, learner.gamma={learner.gamma}: accepted is an "
+                "off-policy learner without reference values (calql), and a start of at most its gamma"
+            )
+
+    def _check_fixed(self) -> None:
+        """A learner that learns nothing must not be asked to."""
+        s = self.schedule
+        asked = {
+            n: getattr(s, n) for n in ("offline_updates", "return_updates", "warmup_updates", "updates_per_step", "warmup_gate")
+        }
+        if any(asked.values()):
+            named = ", ".join(f"schedule.{n}={v}" for n, v in asked.items() if v)
+            raise ValueError(f"{named} with learner.algorithm='fixed', which learns nothing: accepted is 0")
+        if s.learner == "process":
+            raise ValueError(
+                "schedule.learner='process' with learner.algorithm='fixed', which learns nothing: accepted is inline"
             )
 
     def _check_on_policy(self, learner: OnPolicyConfig) -> None:
@@ -400,6 +457,7 @@ class EvalConfig:
         env: the task; left out, that of the run.
         seeds: ``evaluation`` or ``final``; ``episodes`` of them from ``offset`` on.
         out: also write the episodes there, one JSON line each.
+        code: of a distilled head, the task to play instead of the run's own.
     """
 
     policy: Path = Path("runs/posttrain")
@@ -410,6 +468,7 @@ class EvalConfig:
     offset: int = 0
     out: Path | None = None
     device: str = "auto"
+    code: int | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "episodes")

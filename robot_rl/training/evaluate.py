@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from robot_rl.training.measuring import measure, success_interval
 from robot_rl.training.run_folder import to_json
 
 
-def load_acting(folder: Path, who: str, device: str) -> tuple[ActingPolicy, EnvConfig | None]:
+def load_acting(folder: Path, who: str, device: str, code: int | None = None) -> tuple[ActingPolicy, EnvConfig | None]:
     """The policy in a run folder (what its gate lets act, or its base) or in a base policy's folder.
 
     Raises:
@@ -40,7 +41,10 @@ def load_acting(folder: Path, who: str, device: str) -> tuple[ActingPolicy, EnvC
     acting = json.loads((folder / "result.json").read_text())["acting"]
     if acting["version"] == 0:
         return ActingPolicy(base, device=device), run.env
-    head = build_head(base, run.head, run.seed, run.learner).to(device)
+    if code is not None and run.head.kind != "distilled":
+        raise ValueError(f"code={code}: the head of {str(folder)!r} is {run.head.kind} and reads no code; accepted is null")
+    shape = run.head if code is None else replace(run.head, distilled=replace(run.head.distilled, code=code))
+    head = build_head(base, shape, run.seed, run.learner).to(device)
     head.load_state_dict(WeightChannel(folder / "weights").load(acting["version"]))
     return ActingPolicy(base, head, acting["mode"], acting["version"], device=device), run.env
 
@@ -53,7 +57,7 @@ def run(config: EvalConfig, *, progress: Progress | None = None) -> dict[str, An
     """
     progress = progress or Silent()
     device = pick_device(config.device)
-    policy, env = load_acting(config.policy, config.who, device)
+    policy, env = load_acting(config.policy, config.who, device, config.code)
     env = config.env or env
     if env is None:
         raise ValueError(f"env=null: {str(config.policy)!r} is a bare policy; accepted is a task, e.g. --env.id=tabletop/Lift")

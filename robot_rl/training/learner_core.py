@@ -37,6 +37,7 @@ from robot_rl.types import Episode, FeatureSpec, Source, Stratum
 
 logger = logging.getLogger(__name__)
 USELESS_IN_A_ROW = 5  # episodes after which to say that nothing can be learned from them
+DISCOUNT_EPISODES = 20  # training episodes before their success counts for the discount's schedule
 GATE_BLOCK = 500  # updates between two looks at the warm-up gate
 OnUpdate = Callable[[], None]
 
@@ -57,6 +58,7 @@ class LearningCounters:
     handover_stage: int = 0
     handover_best: float = 0.0
     handover_recent: list[bool] = field(default_factory=list)
+    discount_stage: int = 0
 
     RECENT = 100
 
@@ -109,7 +111,8 @@ class LearnerCore:
         self.rng = np.random.default_rng(seeding.key("replay", config.seed))
         self.buffer = make_buffer(config, base)
         cached = config.learner.base_samples if isinstance(config.learner, OffPolicyConfig) else 0
-        self.base_samples = BaseSamples(base, cached, config.seed, device) if cached else None
+        distils = config.learner.algorithm == "dsrl_na"
+        self.base_samples = BaseSamples(base, cached, config.seed, device, keeps_noise=distils) if cached else None
         self.round: list[Episode] = []  # of an on-policy learner, until it has learned from them
         gated = config.schedule.warmup_gate > 0 and isinstance(config.learner, OffPolicyConfig)
         self.hold_out: HoldOut | None = HoldOut(lambda: make_buffer(config, base)) if gated else None
@@ -145,6 +148,7 @@ class LearnerCore:
             if stratum is not Stratum.DEMONSTRATION:
                 self.round.append(episode)
             return
+        self._apply_discount()
         failure = self.config.learner.failure_reward
         new = ingest(self.buffer, episode, self.base, stratum=stratum, device=self.device, failure_reward=failure)
         if self.base_samples is not None:
@@ -274,6 +278,7 @@ class LearnerCore:
 
         learner = self.learner
         assert not isinstance(learner, OnPolicyLearner)
+        self._raise_discount()
 
         def paid(batch: Any) -> Metrics:
             self.counters.updates_owed -= 1
@@ -281,6 +286,29 @@ class LearnerCore:
 
         self.train(updates, paid, on_update)
         return updates
+
+    @property
+    def discount(self) -> float:
+        """gamma of the present stage."""
+        return self.config.curriculum.discount(self.config.learner.gamma, self.counters.discount_stage)
+
+    def _raise_discount(self) -> None:
+        """A longer horizon where success in training has earned it; the target network starts again from the critic then."""
+        c, curriculum = self.counters, self.config.curriculum
+        if curriculum.discount_start is None or len(c.recent) < DISCOUNT_EPISODES:
+            return
+        stage = curriculum.discount_stage(float(np.mean(c.recent)))
+        if stage > c.discount_stage:
+            c.discount_stage = stage
+            self._apply_discount()
+            assert isinstance(self.learner, OffPolicyLearner)
+            self.learner.finish_pretraining()
+            logger.info("discount is now %.4f (stage %d of %d)", self.discount, stage, curriculum.discount_stages)
+
+    def _apply_discount(self) -> None:
+        """Windows are cut with the present stage's gamma."""
+        if self.buffer.window.gamma != self.discount:
+            self.buffer.set_gamma(self.discount)
 
     def train(
         self,
@@ -294,6 +322,7 @@ class LearnerCore:
         Raises:
             FloatingPointError: parameters are not finite afterwards.
         """
+        self._apply_discount()
         schedule, every = self.config.schedule, self.config.logging.every_updates
         ratios = ratios or self._ratios()
         assert not isinstance(self.learner, OnPolicyLearner)
@@ -330,6 +359,8 @@ class LearnerCore:
         if c.recent:
             values["train/success"] = float(np.mean(c.recent))
         values["train/base_share"] = c.base_share(self.config.mixture)
+        if self.config.curriculum.discount_start is not None:
+            values["train/gamma"] = self.discount
         line = {"env_steps": c.env_steps, "updates": self.learner.updates, "wall_seconds": c.wall_seconds, **values}
         self.folder.append("metrics.jsonl", line)
         self.scalars.write(values, c.env_steps)

@@ -152,7 +152,9 @@ def _baselines(
     e = config.evaluation
     began = time.monotonic()
     modes: list[tuple[str, ActingMode]] = [("base", "base")]
-    if config.head.kind not in STARTS_AS_BASE:
+    if (
+        config.head.kind not in STARTS_AS_BASE or config.head.adapter.kind == "modulation"
+    ):  # a pool may have been trained before
         modes += [("untrained_head", "explore")]
     if config.head.kind == "latent_noise":
         modes += [("zero_noise", "zero_noise")]

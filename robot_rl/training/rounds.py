@@ -58,5 +58,6 @@ def round_data(
     return RoundEpisode(
         conditioning=conditioning[starts], next_conditioning=conditioning[ends], noise=send(np.stack(noises)),
         exploration=send(np.stack(explorations)), reward=send(reward), steps=torch.from_numpy(steps).to(device),
-        discount=send(discount), success=float(meta.success is True), group=int(meta.seed if meta.seed is not None else -1),
+        discount=send(discount), success=float(meta.success is True),
+        group=int(meta.extra.get("group", -1 if meta.seed is None else meta.seed)),
     )  # fmt: skip

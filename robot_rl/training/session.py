@@ -147,6 +147,7 @@ class Session(ActingSession):
             **self.core.state(),
             "counters": dict(vars(self.counters)),
             "gate": self.gate.state_dict(),
+            "starts": self.starts.state(),
             "episodes": [i for i in self.core.held() if i in self.store],
             "recorded": self.store.episode_ids(),  # also what the buffer had no room for any more
             "curve": [[version, mode, *counts] for (version, mode), counts in self._curve.items()],
@@ -170,6 +171,7 @@ class Session(ActingSession):
         self.core.load(tensors, state, str(path))
         self.counters = self.core.counters = Counters(**state["counters"])
         self.gate.load_state_dict(state["gate"])
+        self.starts.load(state.get("starts", {}))
         self._curve = {(v, m): (k, n) for v, m, k, n in state["curve"]}
         self.folder.rewind_logs(state["logs"])
         self._forget(state["recorded"])

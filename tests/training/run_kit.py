@@ -60,8 +60,9 @@ def learner_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def lines(run_dir: Path, name: str) -> list[dict[str, Any]]:
-    """A log without what depends on the clock."""
-    found = [json.loads(x) for x in (run_dir / name).read_text().splitlines()]
+    """A log without what depends on the clock; nothing where a learner had nothing to log."""
+    path = run_dir / name
+    found = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
     return [{k: v for k, v in line.items() if k != "wall_seconds"} for line in found]
 
 
