@@ -79,9 +79,7 @@ class GuidedHead(Head):
             value = value + reward.detach()
         if self.config.value_weight > 0:
             c, x = self.config, torch.cat([conditioning, chunk[:, : self.rows].flatten(1)], dim=-1)
-            q, dq = self.critic.reduced_input_grad(
-                x, c.value_reduce, k=c.value_k, columns=slice(conditioning.shape[1], None)
-            )
+            q, dq = self.critic.reduced_input_grad(x, c.value_reduce, k=c.value_k, columns=slice(conditioning.shape[1], None))
             slope = slope.clone()
             slope[:, : self.rows] += c.value_weight * dq.unflatten(1, (self.rows, -1))
             value = value + c.value_weight * q
