@@ -84,10 +84,21 @@ class DemosConfig:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The base policy: loaded from ``path``, or cloned from the demonstrations with ``bc``."""
+    """The base policy: loaded from ``path``, or cloned from the demonstrations with ``bc``.
+
+    Attributes:
+        path: a policy or run folder of ours, a LeRobot checkpoint, or a policy server (``remote:HOST:PORT``).
+        options: of a LeRobot checkpoint, see :class:`robot_rl.policies.lerobot.options.LeRobotOptions`. They are part of the base's own
+            identity, which a run folder keeps and checks.
+    """
 
     path: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict, metadata={"hash": False})
     bc: BCConfig = field(default_factory=BCConfig)
+
+    def __post_init__(self) -> None:
+        if self.options and self.path is None:
+            raise ValueError(f"options={self.options!r} with path=null: only a base that is loaded has options; accepted is {{}}")
 
 
 @dataclass(frozen=True)
