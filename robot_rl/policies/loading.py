@@ -66,14 +66,24 @@ def load_policy(
 
 
 def write_reference(base: BasePolicy, folder: Path, source: str | Path, options: Mapping[str, Any]) -> None:
-    """Leave in a run folder where its base lies, how it is loaded, and which one it is."""
+    """Leave in a run folder where its base lies, how it is loaded, and which one it is.
+
+    Raises:
+        ValueError: the folder holds, or refers to, another base.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "policy.json"
+    before = json.loads(file.read_text(encoding="utf-8")).get("base_hash") if file.exists() else None
+    if before not in (None, base.spec.base_hash):
+        raise ValueError(
+            f"{folder} belongs to base {before}, and {source} is now {base.spec.base_hash}: another checkpoint, or loaded with other "
+            "options. Accepted is the one that the run began with"
+        )
     where = str(source) if str(source).startswith(REMOTE) else os.path.relpath(source, folder)
     content = {
         "format": REFERENCE, "path": where, "absolute": str(Path(source).absolute()) if where != str(source) else "",
         "options": dict(options), "base_hash": base.spec.base_hash, "stats_hash": base.spec.stats_hash,
     }  # fmt: skip
-    file = folder / "policy.json"
     Path(f"{file}.tmp").write_text(json.dumps(content, indent=2), encoding="utf-8")
     os.replace(f"{file}.tmp", file)
 

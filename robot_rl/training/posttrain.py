@@ -131,7 +131,8 @@ def prepare_base(
 
         policy = clone(episodes, dict(spec.observation_features), spec.action, bc, device=device, progress=report)
         save_policy(policy.cpu(), folder.base, extra={"task": spec.env_id, "episodes": len(episodes)})
-    policy = load_policy(folder.base, device) if source is None else _loaded(config, spec, folder, source, device)
+    options = _base_options(config, spec)
+    policy = load_policy(folder.base if source is None else source, device, options)
     for name, feature in policy.spec.observation_features.items():
         if name not in spec.observation_features or spec.observation_features[name].shape != feature.shape:
             raise ValueError(
@@ -141,22 +142,17 @@ def prepare_base(
         raise ValueError(
             f"base.path={str(source)!r}: {policy.spec.action.dim} action dimensions; {spec.env_id} has {spec.action.dim}"
         )
+    if source is not None:  # so that learner, evaluation and robots find the same one
+        write_reference(policy, folder.base, source, options)
     return policy
 
 
-def _loaded(config: PostTrainConfig, spec: EnvSpec, folder: RunFolder, source: Path, device: str) -> BasePolicy:
-    """A base from elsewhere. The run folder keeps a reference to it, so that learner, evaluation and robots find the same one.
-
-    A LeRobot checkpoint knows neither which of its actions grip nor which count as differences: where nobody said it, the task does.
-    """
-    if (folder.base / "policy.json").exists():
-        return load_policy(folder.base, device)
-    options = dict(config.base.options)
-    if is_checkpoint(source) and "action" not in options and read_options(source).action is None:
+def _base_options(config: PostTrainConfig, spec: EnvSpec) -> dict[str, Any]:
+    """A LeRobot checkpoint knows neither which of its actions grip nor which count as differences: unless told, the task says it."""
+    source, options = config.base.path, dict(config.base.options)
+    if source is not None and is_checkpoint(source) and "action" not in options and read_options(source).action is None:
         options["action"] = spec.action.to_json()
-    policy = load_policy(source, device, options)
-    write_reference(policy, folder.base, source, options)
-    return policy
+    return options
 
 
 STARTS_AS_BASE = ("residual", "fine_tuned")

@@ -58,6 +58,9 @@ def test_a_checkpoint_is_post_trained_by_path(tmp_path, checkpoint, head, algori
     env.close()
     assert found.spec.num_steps == 2
     assert json.loads((tmp_path / "run" / "result.json").read_text())["base_hash"] == found.spec.base_hash
+    other = CHANGE | {"base": base | {"options": base["options"] | {"num_inference_steps": 1}}, "head": {"kind": head}}
+    with pytest.raises(ValueError, match="Accepted is the one that the run began with"):
+        posttrain.run(tiny(tmp_path / "run", **other, learner={"algorithm": algorithm}))
     again = run_evaluation(EvalConfig(policy=tmp_path / "run", who="base", episodes=2, env=EnvConfig("tabletop/Lift", num_envs=2)))
     bare = run_evaluation(EvalConfig(policy=tmp_path / "run" / "base", episodes=2, env=EnvConfig("tabletop/Lift", num_envs=2)))
     assert again["mean_length"] == bare["mean_length"]
@@ -65,7 +68,7 @@ def test_a_checkpoint_is_post_trained_by_path(tmp_path, checkpoint, head, algori
 
 
 def test_a_checkpoint_that_does_not_fit_the_task_is_refused_before_anything_starts(tmp_path, checkpoint):
-    with pytest.raises(ValueError, match=r"the policy reads observation\.environment_state \(8,\)"):
+    with pytest.raises(ValueError, match=r"the policy reads observation\.state \(10,\); tabletop/Lift has"):
         posttrain.run(tiny(tmp_path / "run", **(CHANGE | {"base": {"path": str(checkpoint)}})))
     with pytest.raises(ValueError, match="only a base that is loaded has options"):
         tiny(tmp_path / "other", base={"options": {"num_inference_steps": 2}})

@@ -209,8 +209,3 @@ class DeterministicPolicy(LeRobotPolicy):
 
     def _sample(self, conditioning: Tensor, noise: Tensor | None, grad: bool) -> Tensor:
         return conditioning[:, self.features :].unflatten(1, (self.spec.horizon, self._action.dim))
-
-
-def hold_limits(spec: ActionSpec) -> str:
-    """One line for people."""
-    return ", ".join(f"{n} [{lo:.3g}, {hi:.3g}]" for n, lo, hi in zip(spec.names, spec.low, spec.high, strict=True))

@@ -1,14 +1,13 @@
 """The only module that names LeRobot's modules: what differs between its versions is switched here.
 
-Checked against 0.4.4. Nothing here reaches for the network: a checkpoint is a folder, backbones take their weights from it.
+Checked against 0.4.4. A checkpoint is a folder, and backbones take their weights from it. A language-conditioned policy also names the
+folder of its tokenizer and its backbone's configuration (``vlm_model_name``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,28 +81,13 @@ def build(folder: Path, config: Any) -> Any:
     if not (folder / WEIGHTS_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no {WEIGHTS_FILE}: a checkpoint saved with save_pretrained has one")
     try:
-        with _quiet(), _offline():
+        with _quiet():
             policy = get_policy_class(config.type).from_pretrained(str(folder), config=config, strict=True)
     except ImportError as error:
         raise LeRobotMissing(f"a {config.type} policy needs more than is installed ({error}): pip install 'robot_rl[vla]'") from error
     except RuntimeError as error:
         raise ValueError(f"{folder}: weights and {CONFIG_FILE} do not fit together: {error}") from error
     return policy.eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    """A missing file is an error at once, not after a minute of retries against a hub that cannot be reached."""
-    before = {k: os.environ.get(k) for k in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
-    os.environ.update(dict.fromkeys(before, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def processors(folder: Path, config: Any, device: str) -> tuple[Any, Any]:
@@ -126,7 +110,7 @@ def processors(folder: Path, config: Any, device: str) -> tuple[Any, Any]:
                 raise ValueError(
                     f"{file}: step {step.get('class')!r} is code named by its import path; accepted are LeRobot's registered steps"
                 )
-    with _quiet(), _offline():
+    with _quiet():
         return make_pre_post_processors(
             config,
             pretrained_path=str(folder),
@@ -168,7 +152,3 @@ def diffusion_parts(policy: Any) -> tuple[Any, Any]:
     """(conditioning of a batch, sampler(batch size, conditioning, noise)) of a DiffusionPolicy."""
     model = policy.diffusion
     return model._prepare_global_conditioning, lambda n, c, w: model.conditional_sample(n, global_cond=c, noise=w)
-
-
-def safe_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", text)
