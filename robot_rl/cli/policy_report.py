@@ -67,9 +67,6 @@ def examine_policy(source: str, options: dict[str, Any] | None = None) -> Policy
         except (ValueError, AttributeError) as error:
             heads.append(HeadSupport(kind, False, str(error)))
             continue
-        if kind == "best_of_n" and spec.noise_shape is None:
-            heads.append(HeadSupport(kind, False, f"{spec.sampler} has one chunk an observation: there is nothing to choose from"))
-            continue
         trained = sum(p.numel() for p in head.parameters())
         heads.append(HeadSupport(kind, True, f"{trained:,} parameters; algorithms {', '.join(ALGORITHMS[kind])}"))
     return PolicyReport(

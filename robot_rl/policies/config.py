@@ -50,6 +50,7 @@ class BCConfig:
         ema: decay of the averaged weights that become the policy (with the usual warm-up of the decay itself).
         observation_noise: standard deviation added to normalised vector observations, against drift off the data.
         action_quantile: see :meth:`robot_rl.policies.normalizer.Normalizer.fit`.
+        random_shift: pictures are moved by up to so many pixels in training (4 is usual for 84x84).
     """
 
     policy: CompactPolicyConfig = field(default_factory=CompactPolicyConfig)
@@ -61,11 +62,14 @@ class BCConfig:
     ema: float = 0.995
     observation_noise: float = 0.0
     action_quantile: float = 0.0
+    random_shift: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
+        if self.random_shift < 0:
+            raise ValueError(f"random_shift={self.random_shift}: accepted are integers >= 0")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema={self.ema}: accepted are 0 <= ema < 1")

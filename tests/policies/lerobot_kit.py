@@ -142,3 +142,46 @@ def _remember(policy: Any, ready: dict[str, Any]) -> None:
     if cameras:
         ready["observation.images"] = torch.stack([ready[c] for c in cameras], dim=-4)
     policy._queues = populate_queues(policy._queues, ready)
+
+
+def tiny_vlm(folder: Path) -> Path:
+    """Configuration, tokenizer and processor of a SmolVLM so small that it is drawn at random in no time."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
+
+    special = {
+        "image_token": "<image>", "fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>",
+        "end_of_utterance_token": "<end_of_utterance>",
+    }  # fmt: skip
+    words = ["<unk>", "<pad>", "<s>", "</s>", *special.values(), *"lift the block put it in a bin open drawer".split()]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>", extra_special_tokens=special
+    )
+    text = {
+        "model_type": "llama", "vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 1, "max_position_embeddings": 128,
+    }  # fmt: skip
+    vision = {
+        "model_type": "smolvlm_vision", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, image_token_id=4, pad_token_id=1).save_pretrained(folder)
+    SmolVLMProcessor(SmolVLMImageProcessor(), fast, SmolVLMVideoProcessor(), image_seq_len=4).save_pretrained(folder)
+    return folder
+
+
+def smolvla(folder: Path, *, cameras: tuple[str, ...] = (TOP,), seed: int = 0, **changes: Any) -> Path:
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    torch.manual_seed(seed)
+    config = SmolVLAConfig(
+        **{
+            **features(env=None, cameras=cameras), "chunk_size": 6, "n_action_steps": 4, "max_state_dim": 8, "max_action_dim": 5,
+            "resize_imgs_with_padding": (32, 32), "num_steps": 4, "num_vlm_layers": 2, "vlm_model_name": str(tiny_vlm(folder / "vlm")),
+            "load_vlm_weights": False, "tokenizer_max_length": 8, "pad_language_to": "max_length", "device": "cpu", **changes,
+        }
+    )  # fmt: skip
+    return save(folder, SmolVLAPolicy(config), statistics(cameras=cameras))

@@ -15,7 +15,8 @@ from robot_rl.policies.base import PolicySpec
 from robot_rl.policies.lerobot import versions
 from robot_rl.policies.lerobot.actions import ActionSpace, processor_hash
 from robot_rl.policies.lerobot.options import LeRobotOptions
-from robot_rl.types import ActionSpec, FeatureSpec
+from robot_rl.policies.pictures import PictureTransform
+from robot_rl.types import FeatureSpec
 
 
 class LeRobotPolicy:
@@ -111,6 +112,8 @@ class LeRobotPolicy:
             value = observation[name]
             rows = len(value)
             if value.dtype == torch.uint8:
+                if name in self._cameras:
+                    value = self._cameras[name](value)
                 value = (value.float() / 255.0).movedim(-1, -3).contiguous()
             batch[name] = value.float()
         batch["task"] = [self.options.task] * rows
@@ -122,6 +125,7 @@ class LeRobotPolicy:
             if versions.step_name(step) == "rename_observations_processor":
                 renamed |= {policy: recorded for recorded, policy in step.rename_map.items()}
         sources, plain, recorded = {}, [], dict[str, FeatureSpec]()
+        self._cameras = {n: PictureTransform.from_json(n, data) for n, data in self.options.cameras.items()}
         given = self.options.sources()
         for policy_name, feature in self.config.input_features.items():
             name = renamed.get(policy_name, policy_name)
@@ -134,10 +138,16 @@ class LeRobotPolicy:
             elif versions.feature_kind(feature) == "VISUAL":
                 channels, height, width = feature.shape
                 plain.append(name)
+                if (transform := self._cameras.get(name)) is not None:
+                    if transform.output != (height, width):
+                        raise ValueError(f"cameras.{name}: it becomes {transform.output}; the policy reads {(height, width)}")
+                    height, width = transform.size
                 recorded[name] = FeatureSpec((height, width, channels), "uint8")
             else:
                 plain.append(name)
                 recorded[name] = FeatureSpec(tuple(feature.shape))
+        if unknown := sorted(set(self._cameras) - set(plain)):
+            raise ValueError(f"cameras: {unknown} are not read by this policy; it reads {sorted(plain)}")
         if given:
             raise ValueError(f"features: {sorted(given)} are not read by this policy; it reads {sorted(self.config.input_features)}")
         return _Reading(sources, plain, recorded)

@@ -43,6 +43,9 @@ class LeRobotOptions:
             and takes 8 DDIM steps where it was saved with DDPM.
         features: policy feature to the columns of a recorded one it is made of, e.g. ``observation.environment_state:
             observation.state[10:18]``, for tasks that keep in one vector what the policy reads as two.
+        cameras: recorded picture to how it is cut and resized, see :class:`robot_rl.policies.pictures.PictureTransform`, e.g.
+            ``observation.images.top: {size: [480, 640], crop: [0, 80, 480, 480], resize: [96, 96]}``; without, pictures come in
+            the size that the policy was trained with.
         action: the executed action's limits, names, kinds and modes; a training run puts in the task's.
         task: the instruction that a language-conditioned policy is given.
         temporal_ensemble: an ACT saved with temporal ensembling averages its own past chunks, which a stateless policy cannot;
@@ -55,6 +58,7 @@ class LeRobotOptions:
 
     num_inference_steps: int | None = None
     features: Mapping[str, str] = field(default_factory=dict)
+    cameras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     action: Mapping[str, Any] | None = None
     task: str = ""
     temporal_ensemble: Literal["refuse", "off"] = "refuse"
