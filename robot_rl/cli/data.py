@@ -76,7 +76,9 @@ def export(argv: Sequence[str]) -> int:
     parser.add_argument("path", help="file or folder to write")
     episodes, policies = _listing(exporters.formats()), "policy, lerobot, onnx"
     parser.add_argument(
-        "--format", default="", help=f"of episodes (lerobot_v3 by default): {episodes}. Of a run (policy by default): {policies}".replace("%", "%%")
+        "--format",
+        default="",
+        help=f"of episodes (lerobot_v3 by default): {episodes}. Of a run (policy by default): {policies}".replace("%", "%%"),
     )
     parser.add_argument("--episodes", default="", metavar="ID,ID", help="only these episodes")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the format")
@@ -93,7 +95,9 @@ def export(argv: Sequence[str]) -> int:
     options = parse_option_strings(arguments.option)
     with EpisodeStore.open(arguments.store) as store, _display(arguments) as progress:
         count = _counter(progress, "export")
-        result = exporters.export_from(store, arguments.path, arguments.format or "lerobot_v3", episode_ids=wanted, progress=count, **options)
+        result = exporters.export_from(
+            store, arguments.path, arguments.format or "lerobot_v3", episode_ids=wanted, progress=count, **options
+        )
     emit(result, arguments.json)
     return OK
 
@@ -134,7 +138,9 @@ def store(argv: Sequence[str]) -> int:
 def doctor(argv: Sequence[str]) -> int:
     from robot_rl import doctor as doctor_
 
-    parser = _parser("doctor", "Check this machine: Python, packages, CUDA, GL, ROS, disk. With POLICY: which heads it supports, and why.")
+    parser = _parser(
+        "doctor", "Check this machine: Python, packages, CUDA, GL, ROS, disk. With POLICY: which heads it supports, and why."
+    )
     parser.add_argument("policy", nargs="?", help="a policy: folder, run, LeRobot checkpoint, remote:HOST:PORT")
     parser.add_argument("--options", default="", metavar="JSON", help="base.options of that policy")
     parser.add_argument("--fix", action="store_true", help="carry out the fixes that need no rights (links for ros2 run)")

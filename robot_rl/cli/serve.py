@@ -25,7 +25,9 @@ def serve(argv: Sequence[str]) -> int:
     parser.add_argument("--token-file", default="", help="file with the token (mode 600); else ROBOT_RL_POLICY_TOKEN")
     parser.add_argument("--device", default="auto", help="cpu, cuda, auto")
     parser.add_argument("--options", default="", metavar="JSON", help="base.options of the policy")
-    parser.add_argument("--max-rows", type=int, default=64, help="observations in one call; 1 answers each robot alone, to the last bit")
+    parser.add_argument(
+        "--max-rows", type=int, default=64, help="observations in one call; 1 answers each robot alone, to the last bit"
+    )
     parser.add_argument("--cache-rows", type=int, default=1024, help="encoded observations that are kept")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves its own choice")
     parser.add_argument("--json", action="store_true", help="JSON lines on standard output")

@@ -26,9 +26,7 @@ REFERENCE = "robot_rl.base_reference/1"
 REMOTE = "remote:"
 
 
-def load_policy(
-    source: str | Path, device: str | torch.device = "cpu", options: Mapping[str, Any] | None = None
-) -> BasePolicy:
+def load_policy(source: str | Path, device: str | torch.device = "cpu", options: Mapping[str, Any] | None = None) -> BasePolicy:
     """Load and verify a base policy.
 
     Args:
@@ -88,9 +86,7 @@ def write_reference(base: BasePolicy, folder: Path, source: str | Path, options:
     os.replace(f"{file}.tmp", file)
 
 
-def _follow(
-    folder: Path, data: Mapping[str, Any], device: str | torch.device, options: Mapping[str, Any] | None
-) -> BasePolicy:
+def _follow(folder: Path, data: Mapping[str, Any], device: str | torch.device, options: Mapping[str, Any] | None) -> BasePolicy:
     source = str(data["path"])
     if not source.startswith(REMOTE):
         near = folder / source  # a run folder and its base may have moved together

@@ -65,7 +65,9 @@ class OnnxPolicy:
             value = observation.get(name)
             wanted = (self.n_obs_steps, *feature.shape)
             if value is None or value.shape[1:] != wanted:
-                raise ValueError(f"{name} is {'missing' if value is None else value.shape}; accepted is (B, {', '.join(map(str, wanted))})")
+                raise ValueError(
+                    f"{name} is {'missing' if value is None else value.shape}; accepted is (B, {', '.join(map(str, wanted))})"
+                )
             given[name] = np.ascontiguousarray(value, feature.dtype)
         if (noise is None) != (self.noise_shape is None) or (noise is not None and noise.shape[1:] != self.noise_shape):
             wanted_noise = "none" if self.noise_shape is None else f"(B, {self.noise_shape[0]}, {self.noise_shape[1]})"

@@ -46,7 +46,9 @@ class PictureTransform:
         height, width = self.size
         top, left, tall, wide = self.crop or (0, 0, height, width)
         if min(height, width, tall, wide, *(self.resize or (1, 1))) < 1 or min(top, left) < 0:
-            raise ValueError(f"size={self.size}, crop={self.crop}, resize={self.resize}: accepted are sides >= 1, crops from 0 on")
+            raise ValueError(
+                f"size={self.size}, crop={self.crop}, resize={self.resize}: accepted are sides >= 1, crops from 0 on"
+            )
         if top + tall > height or left + wide > width:
             raise ValueError(f"crop={self.crop}: accepted is (top, left, height, width) inside {height}x{width}")
         object.__setattr__(self, "crop", (top, left, tall, wide))
@@ -108,7 +110,9 @@ def interpolation(before: int, after: int) -> np.ndarray:
     exact = np.maximum(0.0, 1.0 - np.abs(np.arange(before)[None, :] - np.clip(centre, 0, before - 1)[:, None]) / reach)
     exact *= UNIT / exact.sum(1, keepdims=True)
     whole = np.floor(exact)
-    for row, (w, e) in enumerate(zip(whole, exact, strict=True)):  # what rounding took goes to the largest remainders, leftmost first
+    for row, (w, e) in enumerate(
+        zip(whole, exact, strict=True)
+    ):  # what rounding took goes to the largest remainders, leftmost first
         short = int(UNIT - w.sum())
         whole[row, np.argsort(-(e - w), kind="stable")[:short]] += 1
     return whole

@@ -43,7 +43,9 @@ class PrefixMemory:
         compute: observations (features to (B, n_obs, ...)) to a prefix, for rows whose own was forgotten.
     """
 
-    def __init__(self, compute: Callable[[dict[str, Tensor]], Prefix], prefix_bytes: int, input_bytes: int, device: str) -> None:
+    def __init__(
+        self, compute: Callable[[dict[str, Tensor]], Prefix], prefix_bytes: int, input_bytes: int, device: str
+    ) -> None:
         self._compute, self._limits, self._device = compute, (prefix_bytes, input_bytes), device
         self._prefixes: OrderedDict[int, tuple[Prefix, list[bytes]]] = OrderedDict()
         self._place: dict[bytes, tuple[int, int]] = {}
@@ -92,7 +94,7 @@ class PrefixMemory:
             raise LookupError(
                 f"{len(lost)} of {len(keys)} conditioning rows belong to no observation that this policy remembers. It remembers the "
                 f"newest {self._limits[1] >> 20} MiB of observations (base.options.input_cache_mb); a learner that asks the base "
-                "about all of its replay needs them all, or an algorithm that does not ask (dsrl_sac, or learner.base_samples)"
+                "about all of its replay needs them all; dsrl_sac does not ask"
             )
         if missing:
             stacks = {n: torch.stack([self._inputs[k][n] for k in missing]).to(self._device) for n in self._inputs[missing[0]]}

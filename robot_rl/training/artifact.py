@@ -102,7 +102,9 @@ def _policy(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig,
             shutil.copyfile(folder / name, out / "base" / name)
     if acting.head is not None:
         version = acting.version
-        shutil.copytree(WeightChannel(run / "weights").path(version), out / "weights" / WeightChannel(run / "weights").path(version).name)
+        shutil.copytree(
+            WeightChannel(run / "weights").path(version), out / "weights" / WeightChannel(run / "weights").path(version).name
+        )
     alone = replace(
         config, run_dir=Path("."), base=BaseConfig(None, bc=config.base.bc), demos=replace(config.demos, prefill=False)
     )
@@ -131,7 +133,9 @@ def _copy_checkpoint(base: LeRobotPolicy, out: Path) -> None:
 
 def _lerobot(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig, result: dict[str, Any]) -> None:
     if not isinstance(acting.base, LeRobotPolicy):
-        raise ValueError(f"format=lerobot: the base is a {type(acting.base).__name__}, no LeRobot policy; accepted is format=policy")
+        raise ValueError(
+            f"format=lerobot: the base is a {type(acting.base).__name__}, no LeRobot policy; accepted is format=policy"
+        )
     if acting.head is not None:
         raise ValueError(
             f"format=lerobot: a {acting.head.KIND} head acts in front of the {acting.base.TYPE} policy, which LeRobot has no policy class "
@@ -154,11 +158,15 @@ def model_card(acting: ActingPolicy, config: PostTrainConfig, result: dict[str, 
         r = result[who]
         return f"| {who} | {r['success']:.1%} | {r['interval'][0]:.1%} to {r['interval'][1]:.1%} | {r['n']} |"
 
-    head = "none (the base acts)" if acting.head is None else f"{acting.head.KIND}, version {acting.version}, {acting.mode} mode"
+    head = (
+        "none (the base acts)" if acting.head is None else f"{acting.head.KIND}, version {acting.version}, {acting.mode} mode"
+    )
     features = "\n".join(f"- `{n}`: {f.dtype} {list(f.shape)}" for n, f in spec.observation_features.items())
     action = "\n".join(
         f"- `{n}`: {lo:.4g} to {hi:.4g}, {k}, {m}"
-        for n, lo, hi, k, m in zip(spec.action.names, spec.action.low, spec.action.high, spec.action.kind, spec.action.mode, strict=True)
+        for n, lo, hi, k, m in zip(
+            spec.action.names, spec.action.low, spec.action.high, spec.action.kind, spec.action.mode, strict=True
+        )
     )
     return f"""---
 library_name: robot_rl

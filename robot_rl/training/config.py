@@ -98,7 +98,9 @@ class BaseConfig:
 
     def __post_init__(self) -> None:
         if self.options and self.path is None:
-            raise ValueError(f"options={self.options!r} with path=null: only a base that is loaded has options; accepted is {{}}")
+            raise ValueError(
+                f"options={self.options!r} with path=null: only a base that is loaded has options; accepted is {{}}"
+            )
 
 
 @dataclass(frozen=True)

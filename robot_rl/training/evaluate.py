@@ -31,7 +31,9 @@ def load_acting(folder: Path, who: str, device: str) -> tuple[ActingPolicy, EnvC
         try:
             return ActingPolicy(load_policy(folder, device), device=device), None
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"policy={str(folder)!r}: neither a run folder (config.yaml) nor a base policy: {error}") from error
+            raise FileNotFoundError(
+                f"policy={str(folder)!r}: neither a run folder (config.yaml) nor a base policy: {error}"
+            ) from error
     run = load(PostTrainConfig, folder / "config.yaml")
     base = load_policy(base_source(folder / "base", run.base.path), device)
     if who == "base":

@@ -60,11 +60,13 @@ def export_onnx(policy: ActingPolicy, out: Path, extra: dict[str, Any] | None = 
     if head is not None and head.KIND not in HEADS:
         raise ValueError(f"format=onnx with a {head.KIND} head: accepted are {', '.join(HEADS)}, or the base alone")
     if policy.mode == "explore":
-        raise ValueError("format=onnx with mode explore: a graph draws no random numbers; accepted is a head that acts in eval mode")
+        raise ValueError(
+            "format=onnx with mode explore: a graph draws no random numbers; accepted is a head that acts in eval mode"
+        )
     spec = base.spec
     names = list(spec.observation_features)
     graph = _Graph(policy, names, noise=True).eval()
-    inputs, observation, noise = _example(base, 2)
+    inputs = _example(base, 2)[0]
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every shape that Python looks at; the check below is what counts
@@ -122,5 +124,7 @@ def _check(base: CompactPolicy, graph: _Graph, written: OnnxPolicy) -> float:
         found = torch.from_numpy(written.chunk(observation, None if written.noise_shape is None else noise))
         worst = max(worst, float((base.normalize_action(found) - wanted).abs().max()))
     if not worst <= TOLERANCE:
-        raise ValueError(f"the ONNX graph differs from the policy by {worst:.2g} of the normalised action; accepted is {TOLERANCE:g}")
+        raise ValueError(
+            f"the ONNX graph differs from the policy by {worst:.2g} of the normalised action; accepted is {TOLERANCE:g}"
+        )
     return worst

@@ -105,7 +105,9 @@ def frames(n: int, batch: int, *, env: bool = True, cameras: tuple[str, ...] = (
     return out | {c: rng.integers(0, 256, (batch, n, 32, 32, 3), np.uint8) for c in cameras}
 
 
-def lerobot_actions(folder: Path, seen: dict[str, np.ndarray], steps: int, noise: torch.Tensor | None, **config: Any) -> np.ndarray:
+def lerobot_actions(
+    folder: Path, seen: dict[str, np.ndarray], steps: int, noise: torch.Tensor | None, **config: Any
+) -> np.ndarray:
     """(B, steps, A): LeRobot's own loop, one ``select_action`` a step, on ``seen``'s frames and then its last one repeated."""
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
@@ -131,7 +133,9 @@ def lerobot_actions(folder: Path, seen: dict[str, np.ndarray], steps: int, noise
             continue
         ready = pre({**batch, "task": ["" for _ in range(len(rows))]})
         given = {} if noise is None else {"noise": noise}
-        out.append(post(policy.select_action({k: v for k, v in ready.items() if k.startswith("observation.")}, **given)).numpy())
+        out.append(
+            post(policy.select_action({k: v for k, v in ready.items() if k.startswith("observation.")}, **given)).numpy()
+        )
     return np.stack(out, axis=1)
 
 
@@ -147,17 +151,35 @@ def _remember(policy: Any, ready: dict[str, Any]) -> None:
 def tiny_vlm(folder: Path) -> Path:
     """Configuration, tokenizer and processor of a SmolVLM so small that it is drawn at random in no time."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
+    from transformers import (
+        PreTrainedTokenizerFast,
+        SmolVLMConfig,
+        SmolVLMImageProcessor,
+        SmolVLMProcessor,
+        SmolVLMVideoProcessor,
+    )
 
     special = {
         "image_token": "<image>", "fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>",
         "end_of_utterance_token": "<end_of_utterance>",
     }  # fmt: skip
-    words = ["<unk>", "<pad>", "<s>", "</s>", *special.values(), *"lift the block put it in a bin open drawer".split()]
+    words = [
+        "<unk>",
+        "<pad>",
+        "<s>",
+        "</s>",
+        *special.values(),
+        *["lift", "the", "block", "put", "it", "in", "a", "bin", "open", "drawer"],
+    ]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>", extra_special_tokens=special
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=special,
     )
     text = {
         "model_type": "llama", "vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16,
@@ -167,7 +189,9 @@ def tiny_vlm(folder: Path) -> Path:
         "model_type": "smolvlm_vision", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
         "image_size": 32, "patch_size": 8,
     }  # fmt: skip
-    SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, image_token_id=4, pad_token_id=1).save_pretrained(folder)
+    SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, image_token_id=4, pad_token_id=1).save_pretrained(
+        folder
+    )
     SmolVLMProcessor(SmolVLMImageProcessor(), fast, SmolVLMVideoProcessor(), image_seq_len=4).save_pretrained(folder)
     return folder
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import lerobot_kit as kit
 import numpy as np
 import pytest
 import torch
 
-import lerobot_kit as kit
-
-from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.heads.config import LatentNoiseConfig, ResidualConfig
+from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.heads.residual import ResidualHead
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.loading import load_policy, write_reference
@@ -123,7 +122,7 @@ def test_vqbet_takes_the_most_likely_code_and_leaves_the_random_state_alone(save
 @pytest.mark.parametrize("which", [("act", "vectors"), ("vqbet", "one camera")])
 def test_latent_noise_on_a_policy_without_noise_is_refused_and_a_residual_starts_as_the_base(saved, which):
     base = load_policy(saved[which])
-    with pytest.raises(ValueError, match="latent-noise head needs a policy that takes noise.*use a residual head"):
+    with pytest.raises(ValueError, match=r"latent-noise head needs a policy that takes noise.*use a residual head"):
         LatentNoiseHead(base, LatentNoiseConfig())
     cameras = () if which[0] == "act" else (kit.TOP,)
     conditioning = base.encode(tensors(kit.frames(base.spec.n_obs_steps, 4, env=not cameras, cameras=cameras)))
@@ -207,15 +206,15 @@ def test_what_cannot_be_a_base_is_refused_with_a_reason(tmp_path, saved):
 
     with pytest.raises(ValueError, match=r"'pi0' policy cannot.*remote:openpi:HOST:PORT"):
         load_policy(edited("pi0", type="pi0"))
-    with pytest.raises(ValueError, match="there is no adapter for it. Accepted are diffusion, act, vqbet, smolvla"):
+    with pytest.raises(ValueError, match=r"there is no adapter for it. Accepted are diffusion, act, vqbet, smolvla"):
         load_policy(edited("other", type="other"))
     (edited("old") / "policy_preprocessor.json").unlink()
-    with pytest.raises(FileNotFoundError, match="saved before LeRobot 0.4"):
+    with pytest.raises(FileNotFoundError, match=r"saved before LeRobot 0.4"):
         load_policy(tmp_path / "old")
-    with pytest.raises(ValueError, match="weights and config.json do not fit"):
+    with pytest.raises(ValueError, match=r"weights and config.json do not fit"):
         load_policy(edited("shape", down_dims=[16, 64]))
     (edited("bare") / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"holds no model.safetensors"):
         load_policy(tmp_path / "bare")
     foreign = edited("foreign") / "policy_preprocessor.json"
     pipeline = json.loads(foreign.read_text())

@@ -135,7 +135,9 @@ def test_errors_gone_servers_and_other_policies_are_unavailable():
 
 
 def test_what_openpi_does_not_tell_must_be_told():
-    with pytest.raises(ValueError, match="openpi's server does not tell observation, features, action, horizon, n_action_steps"):
+    with pytest.raises(
+        ValueError, match="openpi's server does not tell observation, features, action, horizon, n_action_steps"
+    ):
         load_policy("remote:openpi:127.0.0.1:9")
     with pytest.raises(ValueError, match=r"observation: \['observation.wrist'\] are not in features"):
         load_policy("remote:openpi:127.0.0.1:9", options=OPTIONS | {"observation": {"x": "observation.wrist"}})

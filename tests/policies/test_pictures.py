@@ -17,7 +17,9 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-@pytest.mark.parametrize(("crop", "resize"), [(None, (96, 128)), ((20, 40, 200, 240), (84, 84)), ((3, 5, 33, 17), (84, 90)), (None, None)])
+@pytest.mark.parametrize(
+    ("crop", "resize"), [(None, (96, 128)), ((20, 40, 200, 240), (84, 84)), ((3, 5, 33, 17), (84, 90)), (None, None)]
+)
 def test_one_frame_in_a_node_is_that_frame_in_a_training_batch(crop, resize):
     transform = PictureTransform((240, 320), crop, resize)
     pictures = noise(40, 2, 240, 320, 3)
@@ -71,7 +73,11 @@ def test_random_shift_moves_each_sample_by_itself_and_its_frames_together():
     assert torch.equal(moved, random_shift(pictures, 3, torch.Generator().manual_seed(1)))
     found = set()
     for before, after in zip(pictures, moved, strict=True):
-        padded = torch.nn.functional.pad(before.movedim(-1, 1).float(), (3, 3, 3, 3), mode="replicate").to(torch.uint8).movedim(1, -1)
+        padded = (
+            torch.nn.functional.pad(before.movedim(-1, 1).float(), (3, 3, 3, 3), mode="replicate")
+            .to(torch.uint8)
+            .movedim(1, -1)
+        )
         places = [
             (y, x) for y in range(7) for x in range(7) if torch.equal(padded[:, y : y + 12, x : x + 14], after)
         ]  # fmt: skip

@@ -123,9 +123,9 @@ def test_a_server_that_dies_is_unavailable_at_once_and_found_again(base):
     with PolicyServer(base, port=server.address[1]):
         assert torch.equal(remote.encode(seen), kept)
     with PolicyServer(compact(images=True, n_obs_steps=2, seed=1), port=server.address[1]):
-        with pytest.raises(PolicyUnavailable, match="closed|reset|Broken|now serves"):
+        with pytest.raises(PolicyUnavailable, match=r"closed|reset|Broken|now serves"):
             remote.encode(seen)  # the line of the server before
-        with pytest.raises(PolicyUnavailable, match="it now serves policy .* this session began with"):
+        with pytest.raises(PolicyUnavailable, match=r"it now serves policy .* this session began with"):
             remote.encode(seen)
     with pytest.raises(PolicyUnavailable):
         load_policy(at(server))
@@ -217,7 +217,13 @@ def test_messages_keep_every_bit_and_refuse_what_is_none():
     with pytest.raises(MessageError, match="complex128"):
         pack({}, {"a": np.zeros(2, complex)})
     whole = pack({}, arrays)[8:]
-    for damaged in (whole[:-1], whole + b"x", whole.replace(b"<f4", b"|O8"), whole.replace(b"[2, 3]", b"[9, 9]"), b"\x02\0\0\0[]"):
+    for damaged in (
+        whole[:-1],
+        whole + b"x",
+        whole.replace(b"<f4", b"|O8"),
+        whole.replace(b"[2, 3]", b"[9, 9]"),
+        b"\x02\0\0\0[]",
+    ):
         with pytest.raises(MessageError):
             unpack(damaged)
     a, b = socket.socketpair()
@@ -235,7 +241,7 @@ def test_addresses():
     for wrong in ("remote:", "remote:host", "remote:host:99999", "remote:other:host:1"):
         with pytest.raises(ValueError, match="accepted is remote:HOST:PORT"):
             parse(wrong)
-    with pytest.raises(ValueError, match="loads pickles over an unauthenticated port.*robot-rl serve CHECKPOINT"):
+    with pytest.raises(ValueError, match=r"loads pickles over an unauthenticated port.*robot-rl serve CHECKPOINT"):
         load_policy("remote:lerobot:host:8080")
     with pytest.raises(ValueError, match="unknown option 'timeout'"):
         load_policy("remote:127.0.0.1:9", options={"timeout": 1})

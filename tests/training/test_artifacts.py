@@ -47,7 +47,9 @@ def finished(tmp_path_factory) -> Path:
 def decided(policy: ActingPolicy, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     spec = policy.base.spec
-    observation = {n: rng.normal(size=(spec.n_obs_steps, *f.shape)).astype(f.dtype) for n, f in spec.observation_features.items()}
+    observation = {
+        n: rng.normal(size=(spec.n_obs_steps, *f.shape)).astype(f.dtype) for n, f in spec.observation_features.items()
+    }
     return policy.decide([DecisionRequest(observation, ("test", seed), 0, 0)])[0].chunk
 
 
@@ -114,7 +116,9 @@ def test_onnx_does_what_the_policy_does_without_torch(tmp_path, kind, which):
     generator = torch.Generator().manual_seed(0)
     heads = {
         "base": lambda: None,
-        "latent_noise": lambda: LatentNoiseHead(base, LatentNoiseConfig(hidden=(16,), executed_rows_only=True), generator=generator),
+        "latent_noise": lambda: LatentNoiseHead(
+            base, LatentNoiseConfig(hidden=(16,), executed_rows_only=True), generator=generator
+        ),
         "residual": lambda: ResidualHead(base, ResidualConfig(hidden=(16,)), generator=generator),
     }
     head = heads[which]()
@@ -127,7 +131,14 @@ def test_onnx_does_what_the_policy_does_without_torch(tmp_path, kind, which):
     assert told["largest_difference"] < 1e-4
     seen, noise = observations(base, 5), torch.randn(5, *base.spec.noise_shape)
     np.savez(tmp_path / "given.npz", noise=noise.numpy(), **{n: v.numpy() for n, v in seen.items()})
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "onnx"), str(tmp_path / "given.npz"), str(tmp_path / "out.npy")]
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT_TORCH,
+        str(tmp_path / "onnx"),
+        str(tmp_path / "given.npz"),
+        str(tmp_path / "out.npy"),
+    ]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

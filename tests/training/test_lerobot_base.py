@@ -19,7 +19,7 @@ from robot_rl.training.evaluate import run as run_evaluation
 
 pytest.importorskip("lerobot")
 sys.path.append(str(Path(__file__).parents[1] / "policies"))
-import lerobot_kit as kit  # noqa: E402
+import lerobot_kit as kit
 
 SPLIT = {kit.STATE: "observation.state[0:10]", kit.ENV: "observation.state[10:18]"}
 
@@ -61,7 +61,9 @@ def test_a_checkpoint_is_post_trained_by_path(tmp_path, checkpoint, head, algori
     other = CHANGE | {"base": base | {"options": base["options"] | {"num_inference_steps": 1}}, "head": {"kind": head}}
     with pytest.raises(ValueError, match="Accepted is the one that the run began with"):
         posttrain.run(tiny(tmp_path / "run", **other, learner={"algorithm": algorithm}))
-    again = run_evaluation(EvalConfig(policy=tmp_path / "run", who="base", episodes=2, env=EnvConfig("tabletop/Lift", num_envs=2)))
+    again = run_evaluation(
+        EvalConfig(policy=tmp_path / "run", who="base", episodes=2, env=EnvConfig("tabletop/Lift", num_envs=2))
+    )
     bare = run_evaluation(EvalConfig(policy=tmp_path / "run" / "base", episodes=2, env=EnvConfig("tabletop/Lift", num_envs=2)))
     assert again["mean_length"] == bare["mean_length"]
     assert any(line["who"] == "base" for line in lines(tmp_path / "run", "evaluations.jsonl"))

@@ -86,7 +86,9 @@ class LeRobotPolicy:
         """(B, C) and the noise, (B, H_w, A_w) or None for a policy that takes none, to (B, H, A) in [-1, 1]."""
         if (noise is None) != (self.spec.noise_shape is None):
             wanted = "none" if self.spec.noise_shape is None else f"(B, {self.spec.noise_shape[0]}, {self.spec.noise_shape[1]})"
-            raise ValueError(f"{self.TYPE}: noise is {'missing' if noise is None else tuple(noise.shape)}; accepted is {wanted}")
+            raise ValueError(
+                f"{self.TYPE}: noise is {'missing' if noise is None else tuple(noise.shape)}; accepted is {wanted}"
+            )
         with torch.set_grad_enabled(grad):
             return self._sample(conditioning, noise, grad)
 
@@ -131,7 +133,9 @@ class LeRobotPolicy:
             name = renamed.get(policy_name, policy_name)
             if (source := given.pop(name, None)) is not None:
                 if source.stop - source.start != feature.shape[0] or versions.feature_kind(feature) == "VISUAL":
-                    raise ValueError(f"features.{name}: columns {source.start}:{source.stop}; the policy reads {tuple(feature.shape)}")
+                    raise ValueError(
+                        f"features.{name}: columns {source.start}:{source.stop}; the policy reads {tuple(feature.shape)}"
+                    )
                 sources[name] = source
                 width = max(source.stop, recorded[source.name].shape[0] if source.name in recorded else 0)
                 recorded[source.name] = FeatureSpec((width,))
@@ -149,7 +153,9 @@ class LeRobotPolicy:
         if unknown := sorted(set(self._cameras) - set(plain)):
             raise ValueError(f"cameras: {unknown} are not read by this policy; it reads {sorted(plain)}")
         if given:
-            raise ValueError(f"features: {sorted(given)} are not read by this policy; it reads {sorted(self.config.input_features)}")
+            raise ValueError(
+                f"features: {sorted(given)} are not read by this policy; it reads {sorted(self.config.input_features)}"
+            )
         return _Reading(sources, plain, recorded)
 
     # ---- identity
@@ -207,7 +213,9 @@ class DeterministicPolicy(LeRobotPolicy):
             for n, f in self._read.recorded.items()
         }
         with torch.no_grad():
-            self.features = self._features_and_chunk(self.preprocess({n: v.to(self.device) for n, v in blank.items()}))[0].shape[1]
+            self.features = self._features_and_chunk(self.preprocess({n: v.to(self.device) for n, v in blank.items()}))[
+                0
+            ].shape[1]
 
     def _shape(self) -> tuple[int, int, tuple[int, int] | None, int, int]:
         horizon, n = self._rows()

@@ -26,7 +26,9 @@ class LeRobotDiffusion(LeRobotPolicy):
         config, asked = self.config, self.options.num_inference_steps
         steps = asked or (config.num_inference_steps if config.noise_scheduler_type == "DDIM" else None) or DDIM_STEPS
         if steps > config.num_train_timesteps:
-            raise ValueError(f"num_inference_steps={steps}: accepted are 1 to {config.num_train_timesteps}, what it was trained with")
+            raise ValueError(
+                f"num_inference_steps={steps}: accepted are 1 to {config.num_train_timesteps}, what it was trained with"
+            )
         config.noise_scheduler_type, config.num_inference_steps = "DDIM", steps
 
     def _built(self) -> None:

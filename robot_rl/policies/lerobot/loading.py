@@ -43,6 +43,8 @@ def load_lerobot(folder: Path, device: str = "cpu", options: Mapping[str, Any] |
     kind = versions.policy_type(folder)
     if kind not in ADAPTERS:
         why = REFUSED.get(str(kind), "there is no adapter for it")
-        raise ValueError(f"{folder}: a LeRobot {kind!r} policy cannot be loaded as a base: {why}. Accepted are {', '.join(ADAPTERS)}")
+        raise ValueError(
+            f"{folder}: a LeRobot {kind!r} policy cannot be loaded as a base: {why}. Accepted are {', '.join(ADAPTERS)}"
+        )
     module, name = ADAPTERS[kind].split(":")
     return getattr(importlib.import_module(module), name)(folder, read_options(folder, options), device)

@@ -31,7 +31,9 @@ class LeRobotSmolVLA(LeRobotPolicy):
             raise ValueError("smolvla: the checkpoint names no camera; accepted are those with at least one")
 
     def _built(self) -> None:
-        self.notes = (f"instruction {self.options.task!r}" + ("" if self.options.task else ": none given, set base.options.task"),)
+        self.notes = (
+            f"instruction {self.options.task!r}" + ("" if self.options.task else ": none given, set base.options.task"),
+        )
         self._memory = PrefixMemory(
             self._prefix_of, self.options.prefix_cache_mb << 20, self.options.input_cache_mb << 20, self.device
         )
@@ -43,9 +45,9 @@ class LeRobotSmolVLA(LeRobotPolicy):
 
     def _blank(self) -> dict[str, Tensor]:
         return {
-            n: torch.zeros((1, self.config.n_obs_steps, *f.shape), dtype=torch.uint8 if f.dtype == "uint8" else torch.float32).to(
-                self.device
-            )
+            n: torch.zeros(
+                (1, self.config.n_obs_steps, *f.shape), dtype=torch.uint8 if f.dtype == "uint8" else torch.float32
+            ).to(self.device)
             for n, f in self._read.recorded.items()
         }
 

@@ -29,9 +29,13 @@ def installed_version() -> str:
     try:
         found = version("lerobot")
     except PackageNotFoundError:
-        raise LeRobotMissing("this is a LeRobot checkpoint, and LeRobot is not installed: pip install 'lerobot>=0.4.4,<0.5'") from None
+        raise LeRobotMissing(
+            "this is a LeRobot checkpoint, and LeRobot is not installed: pip install 'lerobot>=0.4.4,<0.5'"
+        ) from None
     if not found.startswith(tuple(f"{t}." for t in TESTED)):
-        raise ValueError(f"lerobot {found} is installed; accepted is {' or '.join(f'{t}.x' for t in TESTED)}, which this adapter knows")
+        raise ValueError(
+            f"lerobot {found} is installed; accepted is {' or '.join(f'{t}.x' for t in TESTED)}, which this adapter knows"
+        )
     return found
 
 
@@ -84,7 +88,9 @@ def build(folder: Path, config: Any) -> Any:
         with _quiet():
             policy = get_policy_class(config.type).from_pretrained(str(folder), config=config, strict=True)
     except ImportError as error:
-        raise LeRobotMissing(f"a {config.type} policy needs more than is installed ({error}): pip install 'robot_rl[vla]'") from error
+        raise LeRobotMissing(
+            f"a {config.type} policy needs more than is installed ({error}): pip install 'robot_rl[vla]'"
+        ) from error
     except RuntimeError as error:
         raise ValueError(f"{folder}: weights and {CONFIG_FILE} do not fit together: {error}") from error
     return policy.eval().requires_grad_(False)

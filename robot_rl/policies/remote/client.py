@@ -129,7 +129,9 @@ class RemotePolicy:
             raise error if isinstance(error, PolicyUnavailable) else self._unavailable(error) from error
         if self._spec is not None and spec.base_hash != self._spec.base_hash:
             connection.close()
-            raise self._unavailable(f"it now serves policy {spec.base_hash}, and this session began with {self._spec.base_hash}")
+            raise self._unavailable(
+                f"it now serves policy {spec.base_hash}, and this session began with {self._spec.base_hash}"
+            )
         self._spec, self._offset, self._scale, self._socket = spec, offset, scale, connection
         return connection
 

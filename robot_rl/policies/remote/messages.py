@@ -42,7 +42,9 @@ def pack(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
             raise MessageError(f"{name} is {array.dtype}: accepted are {', '.join(str(np.dtype(d)) for d in DTYPES)}")
     words = json.dumps({**head, "arrays": [[n, a.dtype.str, list(a.shape)] for n, a in there.items()]}).encode()
     length = 4 + len(words) + sum(a.nbytes for a in there.values())
-    return b"".join([length.to_bytes(8, "little"), len(words).to_bytes(4, "little"), words, *(a.tobytes() for a in there.values())])
+    return b"".join(
+        [length.to_bytes(8, "little"), len(words).to_bytes(4, "little"), words, *(a.tobytes() for a in there.values())]
+    )
 
 
 def unpack(body: bytes) -> tuple[dict[str, Any], Arrays]:

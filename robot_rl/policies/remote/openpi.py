@@ -77,7 +77,9 @@ def read_options(given: Mapping[str, Any]) -> OpenPIOptions:
         if name not in known:
             raise ValueError(f"base.options: unknown option {name!r} for openpi; accepted are {', '.join(known)}")
     if missing := [n for n in needed if n not in given]:
-        raise ValueError(f"base.options: openpi's server does not tell {', '.join(missing)}; accepted are options with {', '.join(needed)}")
+        raise ValueError(
+            f"base.options: openpi's server does not tell {', '.join(missing)}; accepted are options with {', '.join(needed)}"
+        )
     noise = given.get("noise")
     return OpenPIOptions(**{**given, "noise": None if noise is None else tuple(noise)})
 
@@ -144,7 +146,9 @@ class OpenPIPolicy:
         rows = conditioning.cpu()
         if not rows.any():  # a head that is proved before it acts
             blank = {n: torch.zeros((len(rows), *f.shape)) for n, f in self.spec.observation_features.items()}
-            known = {n: v.to(torch.uint8) if self.spec.observation_features[n].dtype == "uint8" else v for n, v in blank.items()}
+            known = {
+                n: v.to(torch.uint8) if self.spec.observation_features[n].dtype == "uint8" else v for n, v in blank.items()
+            }
         else:
             known = self._memory.find(rows).tensors
         return self._chunks(known, list(noise.detach().float().cpu().numpy())).to(self.device)
@@ -174,7 +178,9 @@ class OpenPIPolicy:
             actions = np.asarray(answer.get("actions") if isinstance(answer, dict) else None, np.float32)
             h, a = self.spec.horizon, self._action.dim
             if actions.ndim != 2 or actions.shape[0] < h or actions.shape[1] < a or not np.isfinite(actions[:h, :a]).all():
-                raise PolicyUnavailable(f"openpi server {self._where}: actions of shape {actions.shape}; needed are finite ({h}, {a})")
+                raise PolicyUnavailable(
+                    f"openpi server {self._where}: actions of shape {actions.shape}; needed are finite ({h}, {a})"
+                )
             out.append(torch.from_numpy(actions[:h, :a].copy()))
         return self.normalize_action(torch.stack(out)).clamp(-1.0, 1.0)
 
@@ -203,7 +209,11 @@ class OpenPIPolicy:
         headers = {"Authorization": f"Api-Key {token}"} if token else None
         try:
             self._line = connect(
-                self._where, compression=None, max_size=MAX_BYTES, additional_headers=headers, open_timeout=self.options.connect_s
+                self._where,
+                compression=None,
+                max_size=MAX_BYTES,
+                additional_headers=headers,
+                open_timeout=self.options.connect_s,
             )
             first = self._line.recv(timeout=self.options.timeout_s)  # type: ignore[attr-defined]
         except Exception as error:

@@ -54,7 +54,9 @@ class ActionMap:
         found = cls((low + high) / 2, (high - low) / 2)
         unit = torch.rand((64, dim), generator=torch.Generator().manual_seed(0)) * 2 - 1
         physical = base.unnormalize_action(unit.to(device)).double().cpu().numpy()
-        if not np.allclose(physical, found.offset + found.scale * unit.numpy(), rtol=1e-5, atol=1e-5 * np.abs(found.scale).max()):
+        if not np.allclose(
+            physical, found.offset + found.scale * unit.numpy(), rtol=1e-5, atol=1e-5 * np.abs(found.scale).max()
+        ):
             raise ValueError("this policy's actions are not normalised by a straight line a dimension; it cannot be served")
         return found
 
