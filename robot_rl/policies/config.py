@@ -18,6 +18,11 @@ class CompactPolicyConfig:
         num_steps: sampling steps (DDIM or Euler).
         train_steps: diffusion timesteps in training.
         image_dim: features per camera.
+        image_encoder: ``small`` is trained with the policy; ``squeezenet`` and ``resnet18`` (torchvision's) stay as they were
+            pretrained, and only what reads their feature map is trained.
+        image_weights: safetensors file of a pretrained encoder; read when a policy is cloned, and part of its checkpoint from then on.
+        image_pool: what reads the feature map: ``keypoints`` (where each feature is, soft-argmax) or ``embeddings`` (spatial
+            learned embeddings, which also keep how strong it is there).
     """
 
     kind: Literal["diffusion", "flow"] = "diffusion"
@@ -29,8 +34,19 @@ class CompactPolicyConfig:
     num_steps: int = 5
     train_steps: int = 100
     image_dim: int = 64
+    image_encoder: Literal["small", "squeezenet", "resnet18"] = "small"
+    image_weights: str = ""
+    image_pool: Literal["keypoints", "embeddings"] = "keypoints"
 
     def __post_init__(self) -> None:
+        if self.image_weights and self.image_encoder == "small":
+            raise ValueError(
+                f"image_weights={self.image_weights!r} with image_encoder='small': accepted are squeezenet, resnet18"
+            )
+        if self.image_pool != "keypoints" and self.image_encoder == "small":
+            raise ValueError(
+                f"image_pool={self.image_pool!r} with image_encoder='small', which has its own: accepted is keypoints"
+            )
         for name in ("horizon", "n_action_steps", "n_obs_steps", "width", "depth", "num_steps", "train_steps", "image_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
