@@ -69,6 +69,7 @@ def export(argv: Sequence[str]) -> int:
     from pathlib import Path
 
     from robot_rl.replay import EpisodeStore, exporters
+    from robot_rl.replay.exporters.selection import Condition, select
     from robot_rl.replay.importers import parse_option_strings
 
     parser = _parser("export", "Write episodes of a store in another format, or what a finished run has made as a policy.")
@@ -81,20 +82,33 @@ def export(argv: Sequence[str]) -> int:
         help=f"of episodes (lerobot_v3 by default): {episodes}. Of a run (policy by default): {policies}".replace("%", "%%"),
     )
     parser.add_argument("--episodes", default="", metavar="ID,ID", help="only these episodes")
+    parser.add_argument(
+        "--where",
+        default="",
+        metavar="CONDITIONS",
+        help="only episodes like these, e.g. success=true,stratum=online,length>=20",
+    )
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the format")
     arguments = parser.parse_args(argv)
     if (Path(arguments.store) / "config.yaml").exists():
         from robot_rl.training.artifact import export_run
 
-        if arguments.episodes or arguments.option:
-            raise UsageError(f"--episodes, --option: {arguments.store} is a run; accepted is --format {policies}")
+        if arguments.episodes or arguments.option or arguments.where:
+            raise UsageError(f"--episodes, --where, --option: {arguments.store} is a run; accepted is --format {policies}")
         manifest = export_run(Path(arguments.store), Path(arguments.path), arguments.format or "policy")
         emit({"path": arguments.path, **{k: v for k, v in manifest.items() if k != "files"}}, arguments.json)
         return OK
     wanted = [e for e in arguments.episodes.split(",") if e] or None
     options = parse_option_strings(arguments.option)
+    conditions = [Condition.parse(c) for c in arguments.where.split(",") if c.strip()]
+    if wanted and conditions:
+        raise UsageError("--episodes with --where: accepted is one of them")
     with EpisodeStore.open(arguments.store) as store, _display(arguments) as progress:
         count = _counter(progress, "export")
+        if conditions:
+            wanted = select(store, conditions)
+            if not wanted:
+                raise UsageError(f"--where={arguments.where!r}: none of the {len(store)} episodes is like that")
         result = exporters.export_from(
             store, arguments.path, arguments.format or "lerobot_v3", episode_ids=wanted, progress=count, **options
         )
