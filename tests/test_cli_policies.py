@@ -67,7 +67,20 @@ def _kit():
 
 
 def test_serve_until_told_to_stop(folder):
-    command = [sys.executable, "-m", "robot_rl.cli", "serve", str(folder), "--port", "0", "--device", "cpu", "--threads", "1", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "robot_rl.cli",
+        "serve",
+        str(folder),
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--json",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:

@@ -29,7 +29,7 @@ def _counter(progress: ProgressDisplay, stage: str) -> Any:
     return count
 
 
-def _json_option(flag: str, text: str) -> dict[str, Any]:
+def json_option(flag: str, text: str) -> dict[str, Any]:
     import json
 
     try:
@@ -163,7 +163,7 @@ def doctor(argv: Sequence[str]) -> int:
     if arguments.policy is not None:
         from robot_rl.cli.policy_report import examine_policy, render_policy
 
-        report = examine_policy(arguments.policy, _json_option("--options", arguments.options))
+        report = examine_policy(arguments.policy, json_option("--options", arguments.options))
         emit(report, True) if arguments.json else print(render_policy(report))
         return OK if report.ok else FAILED
     findings = doctor_.examine(arguments.path, fix=arguments.fix)

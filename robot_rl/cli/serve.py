@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from robot_rl.cli.data import _json_option
+from robot_rl.cli.data import json_option
 from robot_rl.cli.output import OK, UsageError, emit
 
 
@@ -53,7 +53,7 @@ def _serve(given: argparse.Namespace) -> int:
     device, token = pick_device(given.device), read_token(given.token_file or None)
     path = Path(given.policy)
     source = path / "base" if (path / "config.yaml").exists() else path
-    base = load_policy(source, device, _json_option("--options", given.options))
+    base = load_policy(source, device, json_option("--options", given.options))
     stop = threading.Event()
     with PolicyServer(
         base, device=device, host=given.host, port=given.port, token=token, max_rows=given.max_rows, cache_rows=given.cache_rows

@@ -45,6 +45,8 @@ class ActionSpace:
             mode, statistics = versions.action_normalization(self._steps[0])
         self.mode, self.own_cube = mode, mode == "MIN_MAX"
         self.recorded = self._recorded(statistics, dim)
+        if self.own_cube and self.recorded is None:
+            raise ValueError(f"the post-processor's minimum and maximum are not those of {dim} action dimensions")
         self.low = self.high = torch.zeros(0)
         if not self.own_cube:
             low, high = self._limits(statistics, action, dim)

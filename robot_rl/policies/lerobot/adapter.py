@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,9 @@ from robot_rl.policies.lerobot.actions import ActionSpace, processor_hash
 from robot_rl.policies.lerobot.options import LeRobotOptions
 from robot_rl.policies.pictures import PictureTransform
 from robot_rl.types import FeatureSpec
+
+PICTURE_ROWS = 64
+"""Observations with pictures that are encoded at once."""
 
 
 class LeRobotPolicy:
@@ -80,7 +83,21 @@ class LeRobotPolicy:
         Raises:
             KeyError: a feature is missing.
         """
+        return torch.cat([self._encode_rows(rows) for rows in self._pieces(observation)])
+
+    def _encode_rows(self, observation: Mapping[str, Tensor]) -> Tensor:
         return self._encode(self.preprocess(observation))
+
+    def _pieces(self, observation: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Pictures as floats take four times their room, and a whole episode of them comes at once when it is learned from."""
+        missing = [n for n in self._read.recorded if n not in observation]
+        if missing:
+            raise KeyError(f"observation lacks {missing}; it has {sorted(observation)}")
+        read = {n: observation[n] for n in self._read.recorded}
+        rows = len(next(iter(read.values())))
+        at_once = PICTURE_ROWS if any(f.dtype == "uint8" for f in self._read.recorded.values()) else rows
+        for first in range(0, rows, at_once):
+            yield {n: v[first : first + at_once] for n, v in read.items()}
 
     def sample(self, conditioning: Tensor, noise: Tensor | None, *, grad: bool = False) -> Tensor:
         """(B, C) and the noise, (B, H_w, A_w) or None for a policy that takes none, to (B, H, A) in [-1, 1]."""
@@ -102,9 +119,6 @@ class LeRobotPolicy:
 
     def preprocess(self, observation: Mapping[str, Tensor]) -> dict[str, Any]:
         """What LeRobot's pre-processor makes of a batch of observation stacks; pictures become (B, n_obs, 3, H, W) in [0, 1] first."""
-        missing = [n for n in self._read.recorded if n not in observation]
-        if missing:
-            raise KeyError(f"observation lacks {missing}; it has {sorted(observation)}")
         batch: dict[str, Any] = {}
         rows = 0
         for name, source in self._read.sources.items():

@@ -56,11 +56,9 @@ class LeRobotSmolVLA(LeRobotPolicy):
         width = self._action.dim if self.options.noise_dims == "real" else c.max_action_dim
         return c.chunk_size, c.n_action_steps, (c.chunk_size, width), self.features.shape[1], c.num_steps
 
-    @torch.no_grad()
-    def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
-        batch = self.preprocess(observation)
-        rows, prefix = self._look(batch)
-        self._memory.add(rows, prefix, {n: observation[n] for n in self._read.recorded})
+    def _encode_rows(self, observation: Mapping[str, Tensor]) -> Tensor:
+        rows, prefix = self._look(self.preprocess(observation))
+        self._memory.add(rows, prefix, observation)
         return rows
 
     def _prefix_of(self, observation: dict[str, Tensor]) -> Prefix:
