@@ -105,9 +105,7 @@ def _policy(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig,
         shutil.copytree(
             WeightChannel(run / "weights").path(version), out / "weights" / WeightChannel(run / "weights").path(version).name
         )
-    alone = replace(
-        config, run_dir=Path("."), base=BaseConfig(None, bc=config.base.bc), demos=replace(config.demos, prefill=False)
-    )
+    alone = replace(config, run_dir=Path("."), base=BaseConfig(None, bc=config.base.bc))
     (out / "config.yaml").write_text(to_yaml(alone), encoding="utf-8")
     replace_json(out / "result.json", result, sync=False)
     (out / "README.md").write_text(model_card(acting, config, result), encoding="utf-8")

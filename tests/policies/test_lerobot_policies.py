@@ -15,6 +15,8 @@ from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.heads.residual import ResidualHead
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.loading import load_policy, write_reference
+from robot_rl.policies.pictures import PictureTransform
+from robot_rl.policies.remote.server import PolicyServer
 from robot_rl.types import ActionSpec
 
 pytest.importorskip("lerobot")
@@ -224,3 +226,35 @@ def test_what_cannot_be_a_base_is_refused_with_a_reason(tmp_path, saved):
         load_policy(tmp_path / "foreign")
     with pytest.raises(FileNotFoundError, match="holds no policy"):
         load_policy(tmp_path)
+
+
+def test_a_checkpoint_behind_a_server_and_pictures_cut_to_its_size(saved):
+    folder = saved["diffusion", "two cameras"]
+    cameras = {kit.TOP: {"size": [48, 60], "crop": [4, 6, 40, 40], "resize": [32, 32]}}
+    base = load_policy(folder, options={"cameras": cameras})
+    assert base.spec.observation_features[kit.TOP].shape == (48, 60, 3)
+    assert base.spec.observation_features[kit.WRIST].shape == (32, 32, 3)
+    seen = tensors(kit.frames(2, 3, env=False, cameras=CAMERAS["two cameras"]))
+    seen[kit.TOP] = torch.from_numpy(np.random.default_rng(7).integers(0, 256, (3, 2, 48, 60, 3), np.uint8))
+    noise = torch.randn(3, 8, 3)
+    chunk = base.sample(base.encode(seen), noise)
+    small = PictureTransform((48, 60), (4, 6, 40, 40), (32, 32))(seen[kit.TOP])
+    plain = load_policy(folder)
+    assert torch.equal(chunk, plain.sample(plain.encode(seen | {kit.TOP: small}), noise))
+    with PolicyServer(base, port=0) as server:
+        remote = load_policy(f"remote:127.0.0.1:{server.address[1]}")
+        assert torch.equal(remote.sample(remote.encode(seen), noise), chunk)
+        physical = remote.unnormalize_action(chunk)
+        torch.testing.assert_close(physical, base.unnormalize_action(chunk), atol=1e-6, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"cameras.observation.images.top: it becomes \(40, 40\); the policy reads \(32, 32\)"):
+        load_policy(folder, options={"cameras": {kit.TOP: {"size": [48, 60], "crop": [4, 6, 40, 40]}}})
+    with pytest.raises(ValueError, match="are not read by this policy"):
+        load_policy(folder, options={"cameras": {"observation.images.side": {"size": [48, 60]}}})
+
+
+def test_many_pictures_are_encoded_in_pieces(saved, monkeypatch):
+    base = load_policy(saved["diffusion", "two cameras"])
+    seen = tensors(kit.frames(2, 7, env=False, cameras=CAMERAS["two cameras"]))
+    whole = base.encode(seen)
+    monkeypatch.setattr("robot_rl.policies.lerobot.adapter.PICTURE_ROWS", 3)
+    torch.testing.assert_close(base.encode(seen), whole, atol=1e-5, rtol=0)
