@@ -2,8 +2,8 @@
 
 The transform belongs to the policy, so training, evaluation and a robot's node run this very code on the pictures as they were
 recorded or received. It is exact by construction rather than by luck: interpolation weights are whole numbers of 1/256 that add up
-to one along each axis, so every sum on the way is a whole number below 2^24, which float32 holds exactly in whatever order a matrix
-product adds. Batch size, thread count and device cannot change a pixel.
+to one along each axis, so every sum on the way is a whole number below 2^24, which a double holds exactly in whatever order a
+matrix product adds. Batch size, thread count and device cannot change a pixel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 UNIT = 256
-"""Interpolation weights are multiples of one over this; 255 * UNIT * UNIT is below 2^24."""
+"""Interpolation weights are multiples of one over this."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,18 @@ class PictureTransform:
         cut = picture[..., top : top + tall, left : left + wide, :]
         if self.output == (tall, wide):
             return cut
-        # On a GPU products of float32 may be rounded to fewer bits (TF32); double is exact there too.
-        kind = torch.float32 if picture.device.type == "cpu" else torch.float64
-        rows, columns = (self._matrix(i, picture.device, kind) for i in (0, 1))
-        value = cut.movedim(-1, -3).to(kind)
+        rows, columns = (self._matrix(i, picture.device) for i in (0, 1))
+        value = cut.movedim(-1, -3).double()  # products of float32 may be told to round to fewer bits (TF32, bfloat16)
         summed = rows @ value @ columns.mT
         half = UNIT * UNIT // 2
         return ((summed + half) / (UNIT * UNIT)).floor().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
 
-    def _matrix(self, axis: int, device: torch.device, kind: torch.dtype) -> Tensor:
-        cache: dict[tuple[int, str, torch.dtype], Tensor] = self._weights  # type: ignore[attr-defined]
-        key = (axis, str(device), kind)
+    def _matrix(self, axis: int, device: torch.device) -> Tensor:
+        cache: dict[tuple[int, str], Tensor] = self._weights  # type: ignore[attr-defined]
+        key = (axis, str(device))
         if key not in cache:
             assert self.crop is not None
-            cache[key] = torch.from_numpy(interpolation(self.crop[2 + axis], self.output[axis])).to(device, kind)
+            cache[key] = torch.from_numpy(interpolation(self.crop[2 + axis], self.output[axis])).to(device, torch.float64)
         return cache[key]
 
 

@@ -27,6 +27,7 @@ class LeRobotSmolVLA(LeRobotPolicy):
     def _prepare(self) -> None:
         if self.options.num_inference_steps is not None:
             self.config.num_steps = self.options.num_inference_steps
+        self.config.use_cache = True  # the observation's keys and values are computed once, whatever it was trained with
         if not self.config.image_features:
             raise ValueError("smolvla: the checkpoint names no camera; accepted are those with at least one")
 
@@ -108,9 +109,7 @@ class LeRobotSmolVLA(LeRobotPolicy):
         dt = -1.0 / steps
         for i in range(steps):
             time = torch.tensor(1.0 + i * dt, dtype=torch.float32, device=x.device).expand(len(x))
-            # the expert appends to the cache it is given, entry by entry, so every step starts from a copy of the dictionaries
-            given = {layer: dict(kinds) for layer, kinds in cache.items()}
-            velocity = model.denoise_step(prefix_pad_masks=prefix.tensors[_MASK], past_key_values=given, x_t=x, timestep=time)
+            velocity = model.denoise_step(prefix_pad_masks=prefix.tensors[_MASK], past_key_values=cache, x_t=x, timestep=time)
             x = x + dt * velocity
         chunk = x[:, :, : self._action.dim]
         if self.config.adapt_to_pi_aloha:
