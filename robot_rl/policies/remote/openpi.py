@@ -10,6 +10,7 @@ from the observation takes it (option ``noise``), and is then deterministic in i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -99,7 +100,9 @@ class OpenPIPolicy:
             raise ImportError(_MISSING) from None
         self.options, self.device = options, device
         self._where = f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
-        self._lock, self._line = threading.Lock(), None
+        self._lock = threading.Lock()
+        self._line: Any = None
+        self._open_line = contextlib.ExitStack()
         self._action = ActionSpec(**{k: tuple(v) for k, v in options.action.items()})
         low, high = torch.tensor(self._action.low), torch.tensor(self._action.high)
         self._offset, self._scale = (low + high) / 2, (high - low) / 2
@@ -192,8 +195,8 @@ class OpenPIPolicy:
                     self._drop()
                     raise PolicyUnavailable(f"openpi server {self._where}: another policy is served now; it says {said!r}")
             try:
-                self._line.send(packb(observation))  # type: ignore[attr-defined]
-                answer = self._line.recv(timeout=self.options.timeout_s)  # type: ignore[attr-defined]
+                self._line.send(packb(observation))
+                answer = self._line.recv(timeout=self.options.timeout_s)
             except Exception as error:  # websockets has many; none of them may reach the control loop as anything else
                 self._drop()
                 raise PolicyUnavailable(f"openpi server {self._where}: {type(error).__name__}: {error}") from error
@@ -208,14 +211,15 @@ class OpenPIPolicy:
         token = read_token(self.options.token_file)
         headers = {"Authorization": f"Api-Key {token}"} if token else None
         try:
-            self._line = connect(
+            line = connect(
                 self._where,
                 compression=None,
                 max_size=MAX_BYTES,
                 additional_headers=headers,
                 open_timeout=self.options.connect_s,
             )
-            first = self._line.recv(timeout=self.options.timeout_s)  # type: ignore[attr-defined]
+            self._line = self._open_line.enter_context(line)
+            first = self._line.recv(timeout=self.options.timeout_s)
         except Exception as error:
             self._drop()
             raise PolicyUnavailable(f"openpi server {self._where}: {type(error).__name__}: {error}") from error
@@ -229,9 +233,10 @@ class OpenPIPolicy:
             raise PolicyUnavailable(f"openpi server {self._where}: a frame that is no msgpack ({error})") from error
 
     def _drop(self) -> None:
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+        self._line = None
+        with contextlib.suppress(Exception):  # a line that is broken may not even be closed without one
+            self._open_line.close()
+        self._open_line = contextlib.ExitStack()
 
     def close(self) -> None:
         with self._lock:
