@@ -25,8 +25,9 @@ def store_path(tmp_path, make_episode):
             episode = make_episode(i, length=6 + i, success=i % 3 != 0)
             episode.meta.weights_version = i
             episode.meta.success = None if i == 5 else episode.meta.success
-            if i == 4:
-                episode.intervention_id[:] = -1
+            episode.intervention_id[:] = -1
+            if i != 4:
+                episode.intervention_id[2:4] = 7
             store.add(episode)
     return tmp_path / "store"
 
