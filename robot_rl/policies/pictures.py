@@ -62,7 +62,8 @@ class PictureTransform:
         if not isinstance(data, Mapping) or "size" not in data or any(k not in known for k in data):
             raise ValueError(f"cameras.{name}={data!r}: accepted are size (needed), crop, resize")
         try:
-            return cls(**{k: None if v is None else tuple(v) for k, v in data.items()})
+            values: dict[str, Any] = {k: None if v is None else tuple(v) for k, v in data.items()}
+            return cls(**values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"cameras.{name}: {error}") from None
 

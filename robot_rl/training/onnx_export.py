@@ -36,7 +36,7 @@ class _Graph(nn.Module):
         conditioning = self.base.encode(dict(zip(self.names, inputs, strict=False)))
         noise = inputs[-1] if self.noise else None
         if self.head is None:
-            chunk = self.base.sample(conditioning, noise)  # type: ignore[arg-type]
+            chunk = self.base.sample(conditioning, noise)
         else:
             chunk = self.head.propose(conditioning, self.base, noise, None, "eval").chunk
         return self.base.unnormalize_action(chunk)

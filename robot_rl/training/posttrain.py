@@ -129,8 +129,8 @@ def prepare_base(
             progress.status(loss=loss)
             done = step
 
-        policy = clone(episodes, dict(spec.observation_features), spec.action, bc, device=device, progress=report)
-        save_policy(policy.cpu(), folder.base, extra={"task": spec.env_id, "episodes": len(episodes)})
+        cloned = clone(episodes, dict(spec.observation_features), spec.action, bc, device=device, progress=report)
+        save_policy(cloned.cpu(), folder.base, extra={"task": spec.env_id, "episodes": len(episodes)})
     options = _base_options(config, spec)
     policy = load_policy(folder.base if source is None else source, device, options)
     for name, feature in policy.spec.observation_features.items():

@@ -40,7 +40,7 @@ class ActionSpace:
                 )
             if name == "unnormalizer_processor":
                 self._steps.append(step)
-        mode, statistics = ("IDENTITY", {})
+        mode, statistics = "IDENTITY", dict[str, Tensor]()
         if self._steps:
             mode, statistics = versions.action_normalization(self._steps[0])
         self.mode, self.own_cube = mode, mode == "MIN_MAX"

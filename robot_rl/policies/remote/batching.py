@@ -151,7 +151,7 @@ class Batcher:
         if operation != "encode":
             w = None if noise is None else torch.from_numpy(noise.copy()).to(self.device)
             given = torch.from_numpy(conditioning.copy()).to(self.device)
-            out[CHUNK] = self.base.sample(given, w).float().cpu().numpy()  # type: ignore[arg-type]
+            out[CHUNK] = self.base.sample(given, w).float().cpu().numpy()
         ends = np.cumsum(sizes)
         return [{n: a[end - size : end] for n, a in out.items()} for end, size in zip(ends, sizes, strict=True)]
 

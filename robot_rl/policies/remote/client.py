@@ -32,6 +32,8 @@ class RemotePolicy:
         PolicyUnavailable: nobody answers at this address now.
     """
 
+    spec: PolicySpec
+
     def __init__(
         self,
         host: str,
@@ -49,15 +51,9 @@ class RemotePolicy:
         self._timeout_s, self._connect_s, self._token_file = timeout_s, connect_s, token_file
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._spec: PolicySpec | None = None
         with self._lock:
             self._open()
         self.notes = (f"served by {host}:{port}",)
-
-    @property
-    def spec(self) -> PolicySpec:
-        assert self._spec is not None
-        return self._spec
 
     def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Each vector feature (B, n_obs, dim), each picture (B, n_obs, H, W, 3) uint8; returns (B, C)."""
@@ -127,12 +123,11 @@ class RemotePolicy:
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             connection.close()
             raise error if isinstance(error, PolicyUnavailable) else self._unavailable(error) from error
-        if self._spec is not None and spec.base_hash != self._spec.base_hash:
+        before = getattr(self, "spec", spec)
+        if spec.base_hash != before.base_hash:
             connection.close()
-            raise self._unavailable(
-                f"it now serves policy {spec.base_hash}, and this session began with {self._spec.base_hash}"
-            )
-        self._spec, self._offset, self._scale, self._socket = spec, offset, scale, connection
+            raise self._unavailable(f"it now serves policy {spec.base_hash}, and this session began with {before.base_hash}")
+        self.spec, self._offset, self._scale, self._socket = spec, offset, scale, connection
         return connection
 
     def _drop(self) -> None:
