@@ -74,7 +74,7 @@ def export_onnx(policy: ActingPolicy, out: Path, extra: dict[str, Any] | None = 
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(
             graph, tuple(inputs), str(out / GRAPH), input_names=[*names, NOISE], output_names=[CHUNK], opset_version=OPSET,
-            dynamic_axes={n: {0: "batch"} for n in (*names, NOISE, CHUNK)}, dynamo=False,
+            dynamic_axes={n: {0: "batch"} for n in (*names, NOISE, CHUNK)}, dynamo=False, do_constant_folding=False,
         )  # fmt: skip
         logging.getLogger("torch.onnx").setLevel(level)
     used = _used_inputs(out / GRAPH)
@@ -121,7 +121,10 @@ def _check(base: CompactPolicy, graph: _Graph, written: OnnxPolicy) -> float:
     for batch in (1, 64):
         inputs, observation, noise = _example(base, batch, seed=batch)
         wanted = base.normalize_action(graph(*inputs))
-        found = torch.from_numpy(written.chunk(observation, None if written.noise_shape is None else noise))
+        try:
+            found = torch.from_numpy(written.chunk(observation, None if written.noise_shape is None else noise))
+        except RuntimeError as error:
+            raise ValueError(f"the ONNX graph does not run for {batch} observations at once: {error}") from error
         worst = max(worst, float((base.normalize_action(found) - wanted).abs().max()))
     if not worst <= TOLERANCE:
         raise ValueError(
