@@ -14,10 +14,11 @@ VERBS = {
     "eval": ("robot_rl.cli.runs:evaluate", "evaluate a policy on held-out starts, with intervals"),
     "report": ("robot_rl.cli.runs:report", "write the one-page HTML report of a run"),
     "import": ("robot_rl.cli.data:import_", "LeRobot, robomimic, diffusion_policy and other recordings into an episode store"),
-    "export": ("robot_rl.cli.data:export", "episodes of a store to a LeRobot dataset and other formats"),
+    "export": ("robot_rl.cli.data:export", "episodes to a LeRobot dataset and others; a finished run to a policy or ONNX"),
     "store": ("robot_rl.cli.data:store", "list, show, verify, recover and clean an episode store"),
+    "serve": ("robot_rl.cli.serve:serve", "serve a policy to robots: batched, with noise and a token"),
     "up": ("robot_rl.cli.graph:up", "start a ROS graph: session, sim_session, teleop_session, fleet"),
-    "doctor": ("robot_rl.cli.data:doctor", "check this machine and print a fix for each finding"),
+    "doctor": ("robot_rl.cli.data:doctor", "check this machine, or say which heads a policy supports"),
 }
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from robot_rl.cli.output import FAILED, OK, emit
+from robot_rl.cli.output import FAILED, OK, UsageError, emit
 from robot_rl.cli.progress import ProgressDisplay
 
 
@@ -27,6 +27,18 @@ def _counter(progress: ProgressDisplay, stage: str) -> Any:
         progress.advance(done - progress.done)
 
     return count
+
+
+def json_option(flag: str, text: str) -> dict[str, Any]:
+    import json
+
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise UsageError(f"{flag}={text!r}: accepted is a JSON object ({error})") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{flag}={text!r}: accepted is a JSON object")
+    return value
 
 
 def _listing(formats: dict[str, str]) -> str:
@@ -54,21 +66,52 @@ def import_(argv: Sequence[str]) -> int:
 
 
 def export(argv: Sequence[str]) -> int:
+    from pathlib import Path
+
     from robot_rl.replay import EpisodeStore, exporters
+    from robot_rl.replay.exporters.selection import Condition, select
     from robot_rl.replay.importers import parse_option_strings
 
-    parser = _parser("export", "Write episodes of a store in another format.")
-    parser.add_argument("store", help="folder of the episode store")
+    parser = _parser("export", "Write episodes of a store in another format, or what a finished run has made as a policy.")
+    parser.add_argument("store", help="folder of the episode store, or of a finished run")
     parser.add_argument("path", help="file or folder to write")
-    parser.add_argument("--format", default="lerobot_v3", help=f"one of: {_listing(exporters.formats())}".replace("%", "%%"))
+    episodes, policies = _listing(exporters.formats()), "policy, lerobot, onnx"
+    parser.add_argument(
+        "--format",
+        default="",
+        help=f"of episodes (lerobot_v3 by default): {episodes}. Of a run (policy by default): {policies}".replace("%", "%%"),
+    )
     parser.add_argument("--episodes", default="", metavar="ID,ID", help="only these episodes")
+    parser.add_argument(
+        "--where",
+        default="",
+        metavar="CONDITIONS",
+        help="only episodes like these, e.g. success=true,stratum=online,length>=20",
+    )
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the format")
     arguments = parser.parse_args(argv)
+    if (Path(arguments.store) / "config.yaml").exists():
+        from robot_rl.training.artifact import export_run
+
+        if arguments.episodes or arguments.option or arguments.where:
+            raise UsageError(f"--episodes, --where, --option: {arguments.store} is a run; accepted is --format {policies}")
+        manifest = export_run(Path(arguments.store), Path(arguments.path), arguments.format or "policy")
+        emit({"path": arguments.path, **{k: v for k, v in manifest.items() if k != "files"}}, arguments.json)
+        return OK
     wanted = [e for e in arguments.episodes.split(",") if e] or None
     options = parse_option_strings(arguments.option)
+    conditions = [Condition.parse(c) for c in arguments.where.split(",") if c.strip()]
+    if wanted and conditions:
+        raise UsageError("--episodes with --where: accepted is one of them")
     with EpisodeStore.open(arguments.store) as store, _display(arguments) as progress:
         count = _counter(progress, "export")
-        result = exporters.export_from(store, arguments.path, arguments.format, episode_ids=wanted, progress=count, **options)
+        if conditions:
+            wanted = select(store, conditions)
+            if not wanted:
+                raise UsageError(f"--where={arguments.where!r}: none of the {len(store)} episodes is like that")
+        result = exporters.export_from(
+            store, arguments.path, arguments.format or "lerobot_v3", episode_ids=wanted, progress=count, **options
+        )
     emit(result, arguments.json)
     return OK
 
@@ -109,10 +152,20 @@ def store(argv: Sequence[str]) -> int:
 def doctor(argv: Sequence[str]) -> int:
     from robot_rl import doctor as doctor_
 
-    parser = _parser("doctor", "Check this machine: Python, packages, CUDA, GL, ROS, disk.")
+    parser = _parser(
+        "doctor", "Check this machine: Python, packages, CUDA, GL, ROS, disk. With POLICY: which heads it supports, and why."
+    )
+    parser.add_argument("policy", nargs="?", help="a policy: folder, run, LeRobot checkpoint, remote:HOST:PORT")
+    parser.add_argument("--options", default="", metavar="JSON", help="base.options of that policy")
     parser.add_argument("--fix", action="store_true", help="carry out the fixes that need no rights (links for ros2 run)")
     parser.add_argument("--path", default=".", help="where runs will be written (disk checks)")
     arguments = parser.parse_args(argv)
+    if arguments.policy is not None:
+        from robot_rl.cli.policy_report import examine_policy, render_policy
+
+        report = examine_policy(arguments.policy, json_option("--options", arguments.options))
+        emit(report, True) if arguments.json else print(render_policy(report))
+        return OK if report.ok else FAILED
     findings = doctor_.examine(arguments.path, fix=arguments.fix)
     if arguments.json:
         emit({"findings": findings, "ok": not any(f.level == "error" for f in findings)}, True)

@@ -161,11 +161,11 @@ class StackedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) shared by all networks, or (N, B, D), to (N, B, out). Differentiable in everything."""
         h = x if x.dim() == 3 else x.expand(self.n, *x.shape)
-        for layer in self.layers[:-1]:
+        for width, layer in zip(self.hidden, self.layers[:-1], strict=True):
             h = torch.baddbmm(layer.bias, h, layer.weight)
             if layer.norm is not None:
                 gain, shift = layer.norm
-                h = F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS) * gain + shift
+                h = F.layer_norm(h, (width,), eps=LAYER_NORM_EPS) * gain + shift
             h = torch.relu(h) if self.activation == "relu" else torch.tanh(h)
         return torch.baddbmm(self.layers[-1].bias, h, self.layers[-1].weight)
 

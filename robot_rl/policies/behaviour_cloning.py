@@ -14,6 +14,7 @@ from robot_rl.policies.checkpoint import build_policy
 from robot_rl.policies.compact import CompactPolicy
 from robot_rl.policies.config import BCConfig
 from robot_rl.policies.normalizer import Normalizer
+from robot_rl.policies.pictures import random_shift
 from robot_rl.types import ActionSpec, Episode, FeatureSpec
 
 
@@ -84,7 +85,11 @@ def clone(
             group["lr"] = config.learning_rate * scale
         index = torch.randint(0, len(data), (config.batch_size,), generator=generator, device=device)
         observation, chunk = data.get(index.cpu())
-        conditioning = policy.encode({n: v.to(device) for n, v in observation.items()})
+        observation = {n: v.to(device) for n, v in observation.items()}
+        if config.random_shift:
+            for name in normalizer.image_features:
+                observation[name] = random_shift(observation[name], config.random_shift, generator)
+        conditioning = policy.encode(observation)
         if config.observation_noise > 0:
             conditioning = conditioning + config.observation_noise * torch.randn(
                 conditioning.shape, generator=generator, device=device

@@ -1,4 +1,4 @@
-"""A policy on disk: ``policy.safetensors`` (weights and statistics) beside ``policy.json`` (how to build it)."""
+"""Compact policies on disk: ``policy.safetensors`` (weights and statistics) beside ``policy.json`` (how to build it)."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def save_policy(policy: CompactPolicy, folder: Path, *, extra: dict[str, Any] | 
     os.replace(f"{description}.tmp", description)
 
 
-def load_policy(folder: Path, device: str | torch.device = "cpu") -> CompactPolicy:
-    """Load and verify a policy.
+def load_compact(folder: Path, device: str | torch.device = "cpu") -> CompactPolicy:
+    """Load and verify a compact policy.
 
     Raises:
         FileNotFoundError: the folder holds no policy.
@@ -68,3 +68,6 @@ def load_policy(folder: Path, device: str | torch.device = "cpu") -> CompactPoli
             )
     policy.to(device)
     return policy
+
+
+from robot_rl.policies.loading import load_policy  # noqa: E402,F401  (any kind of base policy; it imports the above when asked)

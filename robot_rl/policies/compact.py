@@ -12,9 +12,22 @@ from torch import Tensor, nn
 
 from robot_rl.policies.base import PolicySpec
 from robot_rl.policies.config import CompactPolicyConfig
-from robot_rl.policies.networks import Denoiser, ImageEncoder
+from robot_rl.policies.encoders import image_encoder
+from robot_rl.policies.networks import Denoiser
 from robot_rl.policies.normalizer import Normalizer
 from robot_rl.types import ActionSpec, FeatureSpec
+
+
+def _told(config: CompactPolicyConfig) -> dict[str, Any]:
+    """What a policy's description says of its configuration: where pretrained weights once lay is not part of it, nor are keys that
+    policies did not have before and that leave them as they were."""
+    found = asdict(config)
+    del found["image_weights"]
+    return (
+        found
+        if config.image_encoder != "small"
+        else {k: v for k, v in found.items() if k not in ("image_encoder", "image_pool")}
+    )
 
 
 class CompactPolicy(nn.Module):
@@ -28,7 +41,9 @@ class CompactPolicy(nn.Module):
         super().__init__()
         self.config, self.features, self.action = config, dict(features), action
         self.normalizer = normalizer
-        self.encoders = nn.ModuleDict({n.replace(".", "__"): ImageEncoder(config.image_dim) for n in normalizer.image_features})
+        self.encoders = nn.ModuleDict(
+            {n.replace(".", "__"): image_encoder(config, features[n].shape) for n in normalizer.image_features}
+        )
         vector = sum(features[n].shape[0] for n in normalizer.vector_features)
         self.conditioning_dim = config.n_obs_steps * (vector + config.image_dim * len(self.encoders))
         self.denoiser = Denoiser(config.horizon * action.dim, self.conditioning_dim, config.width, config.depth)
@@ -65,7 +80,7 @@ class CompactPolicy(nn.Module):
     def describe(self) -> dict[str, Any]:
         """JSON-able construction arguments; with the weights they are the whole policy."""
         return {
-            "config": asdict(self.config),
+            "config": _told(self.config),
             "features": {n: f.to_json() for n, f in self.features.items()},
             "action": self.action.to_json(),
         }

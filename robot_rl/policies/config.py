@@ -19,6 +19,11 @@ class CompactPolicyConfig:
         num_steps: sampling steps (DDIM or Euler).
         train_steps: diffusion timesteps in training.
         image_dim: features per camera.
+        image_encoder: ``small`` is trained with the policy; ``squeezenet`` and ``resnet18`` (torchvision's) stay as they were
+            pretrained, and only what reads their feature map is trained.
+        image_weights: safetensors file of a pretrained encoder; read when a policy is cloned, and part of its checkpoint from then on.
+        image_pool: what reads the feature map: ``keypoints`` (where each feature is, soft-argmax) or ``embeddings`` (spatial
+            learned embeddings, which also keep how strong it is there).
     """
 
     kind: Literal["diffusion", "flow"] = "diffusion"
@@ -30,8 +35,19 @@ class CompactPolicyConfig:
     num_steps: int = 5
     train_steps: int = 100
     image_dim: int = 64
+    image_encoder: Literal["small", "squeezenet", "resnet18"] = "small"
+    image_weights: str = ""
+    image_pool: Literal["keypoints", "embeddings"] = "keypoints"
 
     def __post_init__(self) -> None:
+        if self.image_weights and self.image_encoder == "small":
+            raise ValueError(
+                f"image_weights={self.image_weights!r} with image_encoder='small': accepted are squeezenet, resnet18"
+            )
+        if self.image_pool != "keypoints" and self.image_encoder == "small":
+            raise ValueError(
+                f"image_pool={self.image_pool!r} with image_encoder='small', which has its own: accepted is keypoints"
+            )
         for name in ("horizon", "n_action_steps", "n_obs_steps", "width", "depth", "num_steps", "train_steps", "image_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
@@ -51,6 +67,7 @@ class BCConfig:
         ema: decay of the averaged weights that become the policy (with the usual warm-up of the decay itself).
         observation_noise: standard deviation added to normalised vector observations, against drift off the data.
         action_quantile: see :meth:`robot_rl.policies.normalizer.Normalizer.fit`.
+        random_shift: pictures are moved by up to so many pixels in training (4 is usual for 84x84).
     """
 
     policy: CompactPolicyConfig = field(default_factory=CompactPolicyConfig)
@@ -62,12 +79,15 @@ class BCConfig:
     ema: float = 0.995
     observation_noise: float = 0.0
     action_quantile: float = 0.0
+    random_shift: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
+        if self.random_shift < 0:
+            raise ValueError(f"random_shift={self.random_shift}: accepted are integers >= 0")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema={self.ema}: accepted are 0 <= ema < 1")
 

@@ -106,6 +106,7 @@ class ReplayBuffer:
         chunk_horizon: H of the proposed chunks given to :meth:`add`; ``None``: any.
         extra: further per-step arrays to carry, name to shape and dtype.
         success_reward, failure_reward: what :meth:`mark_success` puts on the deciding transition.
+        views: K encodings of every observation, of which a draw takes one at random (pictures moved by a few pixels each time).
         lend_interventions: windows of other strata whose first row a human executed are also drawn as ``intervention``.
 
     When full, the oldest episode of the first stratum of ``EVICTION_ORDER`` that has any makes room: online data goes first,
@@ -126,7 +127,10 @@ class ReplayBuffer:
         success_reward: float = 1.0,
         failure_reward: float = 0.0,
         lend_interventions: bool = True,
+        views: int = 1,
     ):
+        if views < 1:
+            raise ValueError(f"views={views}: accepted are integers >= 1")
         if capacity < 2:
             raise ValueError(f"capacity={capacity}: accepted are integers >= 2")
         self.capacity = int(capacity)
@@ -153,6 +157,9 @@ class ReplayBuffer:
             "left": np.zeros(rows, np.int32),  # steps from here to the episode's end
             "stratum": np.zeros(rows, np.uint8),
         }
+        self.views = int(views)
+        if self.views > 1:
+            self._ring["views"] = np.zeros((rows, self.views - 1, self.conditioning_dim), np.float32)
         self._extra = dict(extra or {})
         for name, spec in self._extra.items():
             self._ring[f"extra:{name}"] = np.zeros((rows, *spec.shape), spec.dtype)
@@ -222,6 +229,7 @@ class ReplayBuffer:
         chunks: np.ndarray | None = None,
         extra: Mapping[str, np.ndarray] | None = None,
         stratum: Stratum | None = None,
+        views: np.ndarray | None = None,
     ) -> int:
         """Take an episode of L steps in; gives its index.
 
@@ -232,6 +240,7 @@ class ReplayBuffer:
             chunks: (D, H, A) normalised proposals, one per decision of the episode.
             extra: every array named in the constructor, (L, ...).
             stratum: default is the episode's own.
+            views: (L + 1, K - 1, C), the encodings beside ``conditioning``; needed where ``views`` K is more than one.
 
         Raises:
             ValueError: shapes do not fit, values are not finite, the id is in the buffer already, or the episode is larger
@@ -245,6 +254,12 @@ class ReplayBuffer:
         if not 1 <= length < self.capacity:
             raise ValueError(f"{who} has {length} steps; accepted are 1 to {self.capacity - 1} with capacity={self.capacity}")
         conditioning = _fit(conditioning, (length + 1, self.conditioning_dim), f"{who}: conditioning")
+        if (views is None) != (self.views == 1):
+            raise ValueError(
+                f"{who} comes with{'out' if views is None else ''} views; this buffer has {self.views} an observation"
+            )
+        if views is not None:
+            views = _fit(views, (length + 1, self.views - 1, self.conditioning_dim), f"{who}: views")
         action = _fit(action, (length, self.action_dim), f"{who}: action")
         if self._has_base is not None and self._has_base != (action_base is not None):
             raise ValueError(
@@ -275,6 +290,8 @@ class ReplayBuffer:
         here = slice(base, base + length)
         ring = self._ring
         ring["conditioning"][base : base + length + 1] = conditioning
+        if views is not None:
+            ring["views"][base : base + length + 1] = views
         ring["action"][here] = action
         if action_base is not None:
             ring["action_base"][here] = action_base
@@ -502,12 +519,12 @@ class ReplayBuffer:
         next_at = at + rows
         has_base = bool(self._has_base)
         return WindowBatch(
-            conditioning=ring["conditioning"].take(at, axis=0),
+            conditioning=self._seen(at, rng),
             action=action,
             mask=mask,
             reward=ring["reward"][at],
             discount=ring["discount"][at],
-            next_conditioning=ring["conditioning"].take(next_at, axis=0),
+            next_conditioning=self._seen(next_at, rng),
             weight=np.ones(batch_size, np.float32),
             noise=None if self._noise is None else self._noise.take(ring["noise_row"][at], axis=0),
             action_base=self._base_rows(at) if has_base else None,
@@ -518,6 +535,15 @@ class ReplayBuffer:
             step=step,
             extra={name: ring[f"extra:{name}"].take(at, axis=0) for name in self._extra},
         )
+
+    def _seen(self, at: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(B, C) conditioning at ring rows ``at``; where observations have several encodings, one of them each."""
+        found = self._ring["conditioning"].take(at, axis=0)
+        if self.views > 1:
+            which = rng.integers(self.views, size=len(at))
+            moved = which > 0
+            found[moved] = self._ring["views"][at[moved], which[moved] - 1]
+        return found
 
     def _pad(
         self, action: np.ndarray, mask: np.ndarray, cut: np.ndarray, number: np.ndarray, step: np.ndarray, starts: np.ndarray
@@ -546,7 +572,7 @@ class ReplayBuffer:
     ) -> np.ndarray:
         """(B, C) conditioning at uniform steps, whether or not their rewards are known."""
         (_, base, step), _ = self._states.draw(batch_size, rng, ratios)
-        return self._ring["conditioning"].take(base + step, axis=0)
+        return self._seen(base + step, rng)
 
     def sample_chunks(
         self,

@@ -87,10 +87,23 @@ class DemosConfig:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The base policy: loaded from ``path``, or cloned from the demonstrations with ``bc``."""
+    """The base policy: loaded from ``path``, or cloned from the demonstrations with ``bc``.
+
+    Attributes:
+        path: a policy or run folder of ours, a LeRobot checkpoint, or a policy server (``remote:HOST:PORT``).
+        options: of a LeRobot checkpoint, see :class:`robot_rl.policies.lerobot.options.LeRobotOptions`. They are part of the base's own
+            identity, which a run folder keeps and checks.
+    """
 
     path: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict, metadata={"hash": False})
     bc: BCConfig = field(default_factory=BCConfig)
+
+    def __post_init__(self) -> None:
+        if self.options and self.path is None:
+            raise ValueError(
+                f"options={self.options!r} with path=null: only a base that is loaded has options; accepted is {{}}"
+            )
 
 
 @dataclass(frozen=True)
@@ -194,6 +207,8 @@ class ScheduleConfig:
         batch_size: windows an update.
         demo_ratio, demo_ratio_end, demo_ratio_steps: share of demonstrations in every batch, falling linearly.
         replay_capacity: steps in RAM.
+        random_shift, shift_views: critics and actor learn from ``shift_views`` encodings of every observation, all but the first of
+            pictures moved by up to ``random_shift`` pixels (4 is usual for 84x84; 0: off). Replay then takes so many times the memory.
         candidate_every: environment steps between two candidates for promotion.
         candidate_modes: how a candidate would act; each mode of one version is a candidate of its own.
         evaluate_every: environment steps between two points of the learning curve.
@@ -219,6 +234,8 @@ class ScheduleConfig:
     demo_ratio_end: float = 0.25
     demo_ratio_steps: int = 100_000
     replay_capacity: int = 1_000_000
+    random_shift: int = 0
+    shift_views: int = 4
     candidate_every: int = 5_000
     candidate_modes: tuple[Literal["explore", "eval"], ...] = ("eval",)
     evaluate_every: int = 5_000
@@ -228,7 +245,8 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "env_steps", "round_episodes", "batch_size", "replay_capacity", "candidate_every", "evaluate_every")
         _at_least(self, 0, "warmup_steps", "return_updates", "warmup_updates", "updates_per_step", "checkpoint_every_s")
-        _at_least(self, 0, "offline_updates", "warmup_perturbation")
+        _at_least(self, 0, "offline_updates", "warmup_perturbation", "random_shift")
+        _at_least(self, 2, "shift_views")
         if self.group_size < 1 or self.round_episodes % self.group_size:
             raise ValueError(
                 f"group_size={self.group_size} with round_episodes={self.round_episodes}: accepted are its divisors"

@@ -9,7 +9,7 @@ from typing import Any
 
 from robot_rl import seeding
 from robot_rl.config import load
-from robot_rl.policies.checkpoint import load_policy
+from robot_rl.policies.loading import load_policy
 from robot_rl.progress import Progress, Silent
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.runtime.weights import WeightChannel
@@ -19,21 +19,24 @@ from robot_rl.training.build import build_head, pick_device
 from robot_rl.training.config import EnvConfig, EvalConfig, PostTrainConfig
 from robot_rl.training.interrupt import InterruptFlag
 from robot_rl.training.measuring import measure, success_interval
-from robot_rl.training.run_folder import to_json
+from robot_rl.training.run_folder import base_source, to_json
 
 
 def load_acting(folder: Path, who: str, device: str, code: int | None = None) -> tuple[ActingPolicy, EnvConfig | None]:
-    """The policy in a run folder (what its gate lets act, or its base) or in a base policy's folder.
+    """The policy in a run folder (what its gate lets act, or its base), or a base policy (see ``policies/loading.py``).
 
     Raises:
         FileNotFoundError: neither kind of folder. ValueError: a run that has not finished, asked for its acting head.
     """
-    if (folder / "policy.json").exists():
-        return ActingPolicy(load_policy(folder, device), device=device), None
     if not (folder / "config.yaml").exists():
-        raise FileNotFoundError(f"policy={str(folder)!r}: neither a run folder (config.yaml) nor a base policy (policy.json)")
+        try:
+            return ActingPolicy(load_policy(folder, device), device=device), None
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"policy={str(folder)!r}: neither a run folder (config.yaml) nor a base policy: {error}"
+            ) from error
     run = load(PostTrainConfig, folder / "config.yaml")
-    base = load_policy(run.base.path or folder / "base", device)
+    base = load_policy(base_source(folder / "base", run.base.path), device)
     if who == "base":
         return ActingPolicy(base, device=device), run.env
     if not (folder / "result.json").exists():

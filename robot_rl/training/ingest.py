@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from robot_rl import seeding
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
 from robot_rl.learners.row_class import step_facts
 from robot_rl.policies.base import BasePolicy
+from robot_rl.policies.pictures import random_shift
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.types import Episode, Stratum
 
@@ -30,15 +32,25 @@ def stack_frames(rows: np.ndarray, n_obs: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode_episode(base: BasePolicy, episode: Episode, device: torch.device | str = "cpu") -> np.ndarray:
-    """(L + 1, C) conditioning of every observation."""
+def encode_episode(
+    base: BasePolicy, episode: Episode, device: torch.device | str = "cpu", shift: int = 0, view: int = 0
+) -> np.ndarray:
+    """(L + 1, C) conditioning of every observation.
+
+    ``shift``: pictures are moved by up to so many pixels first, in a way that the episode and ``view`` alone decide.
+    """
     n_obs = base.spec.n_obs_steps
+    generator = torch.Generator().manual_seed(seeding.key("random shift", episode.meta.episode_id, view))
     pieces = []
     for first in range(0, len(episode) + 1, ENCODE_ROWS):
         observation = {
             name: torch.from_numpy(stack_frames(episode.observations[name], n_obs)[first : first + ENCODE_ROWS]).to(device)
             for name in base.spec.observation_features
         }
+        if shift:
+            observation = {
+                n: random_shift(v, shift, generator) if v.dtype == torch.uint8 else v for n, v in observation.items()
+            }
         pieces.append(base.encode(observation).cpu().numpy())
     return np.concatenate(pieces)
 
@@ -52,10 +64,11 @@ def ingest(
     stratum: Stratum | None = None,
     device: torch.device | str = "cpu",
     failure_reward: float = 0.0,
+    shift: int = 0,
 ) -> Ingested:
     """Add an episode to the buffer. The critic learns from what was executed, as the policy would have normalised it.
 
-    ``failure_reward``: see :func:`discounted_returns`.
+    ``failure_reward``: see :func:`discounted_returns`. ``shift``: pixels by which the pictures of a buffer's further views are moved.
 
     Raises:
         ValueError: the episode was recorded with other normalisation statistics than the base's.
@@ -76,8 +89,10 @@ def ingest(
     extra = {EPISODE_RETURN: returns, RETURN_KNOWN: known}
     extra |= {name: rows for name, rows in step_facts(episode, stratum).items() if name in buffer.extra_names}
     conditioning = encode_episode(base, episode, device)
+    further = [encode_episode(base, episode, device, shift, view) for view in range(1, buffer.views)]
     number = buffer.add(
-        episode, conditioning, normalized(episode.action), chunks=chunks, stratum=stratum, extra=extra
+        episode, conditioning, normalized(episode.action), chunks=chunks, stratum=stratum, extra=extra,
+        views=np.stack(further, axis=1) if further else None,
     )  # fmt: skip
     return Ingested(number, conditioning)
 

@@ -150,7 +150,10 @@ class LearnerCore:
             return
         self._apply_discount()
         failure = self.config.learner.failure_reward
-        new = ingest(self.buffer, episode, self.base, stratum=stratum, device=self.device, failure_reward=failure)
+        new = ingest(
+            self.buffer, episode, self.base, stratum=stratum, device=self.device, failure_reward=failure,
+            shift=self.config.schedule.random_shift,
+        )  # fmt: skip
         if self.base_samples is not None:
             self.base_samples.add(new.number, episode.meta.episode_id, new.conditioning)
             self.base_samples.forget(self.base_samples.numbers() - self.buffer.numbers())
@@ -258,7 +261,10 @@ class LearnerCore:
         schedule, counters = self.config.schedule, self.counters
 
         def take(buffer: ReplayBuffer, episode: Episode) -> None:
-            ingest(buffer, episode, self.base, device=self.device, failure_reward=self.config.learner.failure_reward)
+            ingest(
+                buffer, episode, self.base, device=self.device, failure_reward=self.config.learner.failure_reward,
+                shift=self.config.schedule.random_shift,
+            )  # fmt: skip
 
         while True:
             spent = counters.warm_up_updates - before
@@ -413,7 +419,18 @@ def make_buffer(config: PostTrainConfig, base: BasePolicy) -> ReplayBuffer:
         noise_shape=spec.noise_shape if learner.algorithm == "dsrl_sac" else None,
         chunk_horizon=spec.horizon,
         extra=extra,
+        views=_views(config, base),
     )
+
+
+def _views(config: PostTrainConfig, base: BasePolicy) -> int:
+    """Encodings of an observation. Raises ValueError where pictures were to be moved and there are none."""
+    schedule = config.schedule
+    if not schedule.random_shift:
+        return 1
+    if not any(f.dtype == "uint8" for f in base.spec.observation_features.values()):
+        raise ValueError(f"schedule.random_shift={schedule.random_shift}: the base reads no pictures; accepted is 0")
+    return schedule.shift_views
 
 
 def check_belongs(saved: dict[str, Any], mine: dict[str, Any], where: str) -> None:

@@ -25,7 +25,7 @@ from robot_rl.runtime.weights import WeightChannel
 from robot_rl.training.config import LearnerProcessConfig, PostTrainConfig
 from robot_rl.training.interrupt import InterruptFlag
 from robot_rl.training.learner_status import LearnerStatus, read_status
-from robot_rl.training.run_folder import RunFolder
+from robot_rl.training.run_folder import RunFolder, base_source
 
 LOG = "process.log"
 LOOK_S = 0.5
@@ -234,7 +234,7 @@ def learn(run_dir: Path, parent: int = 0, stores: Sequence[Path] = ()) -> None:
 
 def _work(config: PostTrainConfig, folder: RunFolder, stop: Callable[[], bool], stores: Sequence[Path]) -> None:
     from robot_rl.nn.compiled import set_threads
-    from robot_rl.policies.checkpoint import load_policy
+    from robot_rl.policies.loading import load_policy
     from robot_rl.training.build import pick_device
     from robot_rl.training.demonstrations import gathered
     from robot_rl.training.learner_core import LearnerCore
@@ -244,7 +244,7 @@ def _work(config: PostTrainConfig, folder: RunFolder, stop: Callable[[], bool], 
     if config.learner_process.threads:
         set_threads(config.learner_process.threads)
     device = pick_device(config.device)
-    base = load_policy(config.base.path or folder.base, device)
+    base = load_policy(base_source(folder.base, config.base.path), device)
     demos = gathered(config.demos, folder) if config.demos.prefill else []
     scalars = ScalarLog(folder, config, job="learner")
     try:

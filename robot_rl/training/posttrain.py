@@ -9,9 +9,12 @@ from typing import Any
 from robot_rl import seeding
 from robot_rl.config import to_yaml
 from robot_rl.nn.compiled import set_threads
+from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.behaviour_cloning import clone
-from robot_rl.policies.checkpoint import load_policy, save_policy
-from robot_rl.policies.compact import CompactPolicy
+from robot_rl.policies.checkpoint import save_policy
+from robot_rl.policies.lerobot.loading import is_checkpoint
+from robot_rl.policies.lerobot.options import read_options
+from robot_rl.policies.loading import load_policy, write_reference
 from robot_rl.progress import Progress, Silent
 from robot_rl.runtime.acting import ActingMode, ActingPolicy
 from robot_rl.sim.env import EnvSpec, make_env
@@ -63,7 +66,7 @@ def run(config: PostTrainConfig, *, progress: Progress | None = None) -> dict[st
 def _session(
     config: PostTrainConfig,
     folder: RunFolder,
-    base: CompactPolicy,
+    base: BasePolicy,
     demos: list[Episode],
     rollout: Rollout,
     progress: Progress,
@@ -110,7 +113,7 @@ def _workers(config: PostTrainConfig) -> int:
 
 def prepare_base(
     config: PostTrainConfig, spec: EnvSpec, folder: RunFolder, progress: Progress, flag: InterruptFlag, device: str
-) -> CompactPolicy:
+) -> BasePolicy:
     """The frozen base: loaded, left by an earlier attempt, or cloned now (a cloning that was interrupted starts over)."""
     source = config.base.path
     if source is None and not (folder.base / "policy.json").exists():
@@ -126,9 +129,10 @@ def prepare_base(
             progress.status(loss=loss)
             done = step
 
-        policy = clone(episodes, dict(spec.observation_features), spec.action, bc, device=device, progress=report)
-        save_policy(policy.cpu(), folder.base, extra={"task": spec.env_id, "episodes": len(episodes)})
-    policy = load_policy(folder.base if source is None else source, device)
+        cloned = clone(episodes, dict(spec.observation_features), spec.action, bc, device=device, progress=report)
+        save_policy(cloned.cpu(), folder.base, extra={"task": spec.env_id, "episodes": len(episodes)})
+    options = _base_options(config, spec)
+    policy = load_policy(folder.base if source is None else source, device, options)
     for name, feature in policy.spec.observation_features.items():
         if name not in spec.observation_features or spec.observation_features[name].shape != feature.shape:
             raise ValueError(
@@ -138,7 +142,17 @@ def prepare_base(
         raise ValueError(
             f"base.path={str(source)!r}: {policy.spec.action.dim} action dimensions; {spec.env_id} has {spec.action.dim}"
         )
+    if source is not None:  # so that learner, evaluation and robots find the same one
+        write_reference(policy, folder.base, source, options)
     return policy
+
+
+def _base_options(config: PostTrainConfig, spec: EnvSpec) -> dict[str, Any]:
+    """A LeRobot checkpoint knows neither which of its actions grip nor which count as differences: unless told, the task says it."""
+    source, options = config.base.path, dict(config.base.options)
+    if source is not None and is_checkpoint(source) and "action" not in options and read_options(source).action is None:
+        options["action"] = spec.action.to_json()
+    return options
 
 
 STARTS_AS_BASE = ("residual", "fine_tuned")

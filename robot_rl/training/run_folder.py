@@ -32,6 +32,13 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def base_source(folder: Path, path: Path | None) -> Path:
+    """Where a run's base is: ``base.path``, unless that needs what the run's ``base/`` knows of it (a checkpoint's options)."""
+    if path is None:
+        return folder
+    return folder if not (path / "policy.json").exists() and (folder / "policy.json").exists() else path
+
+
 class RunFolder:
     """Paths and append-only logs of one run."""
 

@@ -300,6 +300,7 @@ class LeRobotWriter:
                 self.features[camera]["info"] = video_info(first, self.fps)
         pooled = {key: pool([s[key] for s in self.stats]) for key in self.stats[0]}
         write_json(meta / "info.json", self._info())
+        (self.root / "README.md").write_text(self._card(), encoding="utf-8")
         if self.v3:
             write_json(meta / "stats.json", {k: _listed(s) for k, s in pooled.items()})
             self._write_v3_tables(meta)
@@ -331,6 +332,18 @@ class LeRobotWriter:
             for row, stats in zip(self.rows, self.stats, strict=True)
         ]
         pq.write_table(pa.Table.from_pylist(rows), folder / "file-000.parquet")
+
+    def _card(self) -> str:
+        """What a hub shows of the folder; its front matter is what makes the tables browsable there."""
+        rate = f"{self.fps:g} frames a second"
+        tasks = "\n".join(f"- {task}" for task in self.tasks if task)
+        return (
+            "---\nlibrary_name: lerobot\ntags: [LeRobot, robotics]\ntask_categories: [robotics]\n"
+            "configs:\n- config_name: default\n  data_files: data/*/*.parquet\n---\n\n"
+            f"{len(self.rows)} episodes, {self.frames} frames, {rate}, LeRobot dataset {'v3.0' if self.v3 else 'v2.1'}; "
+            f"written by robot_rl from an episode store, with what it knows of them in `{SIDE_FOLDER}`.\n"
+            + (f"\nTasks:\n\n{tasks}\n" if tasks else "")
+        )
 
     def _info(self) -> dict[str, Any]:
         count, videos = len(self.rows), bool(self.cameras) and self.options.images == "video"

@@ -7,7 +7,7 @@ from typing import Any
 from robot_rl.sim.env import Environment, Expert, register_env
 
 TASK_IDS = ("tabletop/Lift", "tabletop/PegInsertion", "tabletop/Drawer", "tabletop/PlaceInBin")
-OPTIONS = ("cameras", "image_size", "max_episode_steps")
+OPTIONS = ("cameras", "image_size", "max_episode_steps", "object_state")
 
 
 def _make(env_id: str, **options: Any) -> Environment:

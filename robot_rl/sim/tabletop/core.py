@@ -71,6 +71,7 @@ class TabletopEnv:
         cameras: any of ``front``, ``wrist``; each adds ``observation.images.<camera>``.
         image_size: pixels, one number for square pictures or (height, width).
         max_episode_steps: overrides the task's own limit.
+        object_state: whether ``observation.state`` tells where the objects are; without, a policy must see it.
 
     Action (5,), physical units: x, y, z motion of the tool in metres and turn about vertical in radians, added to the last
     *commanded* pose, and the gripper's opening in metres. Values beyond ``spec.action``'s limits are clipped; the commanded
@@ -93,7 +94,10 @@ class TabletopEnv:
         cameras: Sequence[str] = (),
         image_size: int | tuple[int, int] = 84,
         max_episode_steps: int | None = None,
+        object_state: bool = True,
     ) -> None:
+        if not isinstance(object_state, bool):
+            raise ValueError(f"object_state={object_state!r}: accepted are true, false")
         cameras = (cameras,) if isinstance(cameras, str) else tuple(cameras)
         for camera in cameras:
             if camera not in CAMERAS:
@@ -106,7 +110,8 @@ class TabletopEnv:
             raise ValueError(f"max_episode_steps={max_episode_steps!r}: accepted are integers >= 1")
         self._cameras, self._image_size = cameras, size
         names = ROBOT_NAMES + self.task_names
-        features = {OBSERVATION_STATE: FeatureSpec((len(names),), "float32", names)}
+        self._told = len(names) if object_state else len(ROBOT_NAMES)
+        features = {OBSERVATION_STATE: FeatureSpec((self._told,), "float32", names[: self._told])}
         features |= {OBSERVATION_IMAGES + c: FeatureSpec((*size, 3), "uint8") for c in cameras}
         self.spec = EnvSpec(env_id, self.instruction, features, ACTION, CONTROL_HZ, limit)
         self.model = mujoco.MjModel.from_xml_path(str(paths.find("sim_assets", "tabletop", f"{self.scene}.xml")))
@@ -314,7 +319,7 @@ class TabletopEnv:
             x, y, z, yaw, c[0] - x, c[1] - y, c[2] - z, c[3] - yaw, self.gripper_width, c[4],
         )  # fmt: skip
         self._observe_task(out[len(ROBOT_NAMES) :])
-        observation: Observation = {OBSERVATION_STATE: out.astype(np.float32)}
+        observation: Observation = {OBSERVATION_STATE: out[: self._told].astype(np.float32)}
         height, width = self._image_size
         for camera in self._cameras:
             observation[OBSERVATION_IMAGES + camera] = self._draw(camera, width, height, fine=False)

@@ -1,0 +1,100 @@
+"""A base policy from whatever the user points at.
+
+==================================  =========================================================================================
+a folder with ``policy.json``       our compact policy, or a reference to a base that lies elsewhere (``base/`` of a run folder)
+a folder with LeRobot's             a LeRobot checkpoint: Diffusion, ACT, VQ-BeT, SmolVLA
+``config.json``
+``remote:HOST:PORT``                a policy server of our own (``robot-rl serve``)
+``remote:openpi:HOST:PORT``         openpi's websocket server
+==================================  =========================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from robot_rl.policies.base import BasePolicy
+
+REFERENCE = "robot_rl.base_reference/1"
+REMOTE = "remote:"
+
+
+def load_policy(source: str | Path, device: str | torch.device = "cpu", options: Mapping[str, Any] | None = None) -> BasePolicy:
+    """Load and verify a base policy.
+
+    Args:
+        source: see the table above.
+        options: of a kind that has some; a compact policy has none.
+
+    Raises:
+        FileNotFoundError: nothing there that is a policy.
+        ValueError: it cannot be used; the message names what is wrong and what would be accepted.
+    """
+    if str(source).startswith(REMOTE):
+        from robot_rl.policies.remote.connecting import connect
+
+        return connect(str(source), str(device), options)
+    folder = Path(source)
+    file = folder / "policy.json"
+    if file.exists():
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data.get("format") == REFERENCE:
+            return _follow(folder, data, device, options)
+        if options:
+            raise ValueError(f"base.options={dict(options)!r}: {folder} is a compact policy, which has none; accepted is {{}}")
+        from robot_rl.policies.checkpoint import load_compact
+
+        return load_compact(folder, device)
+    from robot_rl.policies.lerobot.loading import is_checkpoint, load_lerobot
+
+    if is_checkpoint(folder):
+        return load_lerobot(folder, str(device), options)
+    if is_checkpoint(folder / "pretrained_model"):  # what lerobot-train writes for every checkpoint
+        return load_lerobot(folder / "pretrained_model", str(device), options)
+    raise FileNotFoundError(
+        f"{folder} holds no policy: policy.json is missing (a compact policy), and so is a LeRobot checkpoint's config.json"
+    )
+
+
+def write_reference(base: BasePolicy, folder: Path, source: str | Path, options: Mapping[str, Any]) -> None:
+    """Leave in a run folder where its base lies, how it is loaded, and which one it is.
+
+    Raises:
+        ValueError: the folder holds, or refers to, another base.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "policy.json"
+    before = json.loads(file.read_text(encoding="utf-8")).get("base_hash") if file.exists() else None
+    if before not in (None, base.spec.base_hash):
+        raise ValueError(
+            f"{folder} belongs to base {before}, and {source} is now {base.spec.base_hash}: another checkpoint, or loaded with other "
+            "options. Accepted is the one that the run began with"
+        )
+    where = str(source) if str(source).startswith(REMOTE) else os.path.relpath(source, folder)
+    content = {
+        "format": REFERENCE, "path": where, "absolute": str(Path(source).absolute()) if where != str(source) else "",
+        "options": dict(options), "base_hash": base.spec.base_hash, "stats_hash": base.spec.stats_hash,
+    }  # fmt: skip
+    Path(f"{file}.tmp").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    os.replace(f"{file}.tmp", file)
+
+
+def _follow(folder: Path, data: Mapping[str, Any], device: str | torch.device, options: Mapping[str, Any] | None) -> BasePolicy:
+    source = str(data["path"])
+    if not source.startswith(REMOTE):
+        near = folder / source  # a run folder and its base may have moved together
+        source = str(near if near.exists() else data["absolute"])
+    base = load_policy(source, device, {**data["options"], **(options or {})})
+    if base.spec.base_hash != data["base_hash"]:
+        raise ValueError(
+            f"{folder}: it refers to base {data['base_hash']}, and {source} is now {base.spec.base_hash}: another checkpoint, or "
+            "loaded with other options. Accepted is the one that the run began with"
+        )
+    return base

@@ -1,0 +1,1 @@
+"""Policies on another computer: a server of our own that batches robots, its client, and clients of other servers."""

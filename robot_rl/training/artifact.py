@@ -1,0 +1,199 @@
+"""``robot-rl export RUN OUT``: what a finished run has made, as a folder that needs nothing beside it.
+
+=========== ========================================================================================================
+``policy``  base, the acting head's one version, the run's configuration and result, and a model card. It is laid out as a
+            run folder, so everything that takes one takes it: ``robot-rl eval``, ``policy_node``, a next run's ``base.path``
+``lerobot`` a checkpoint that LeRobot's own loader reads; only where the result is a LeRobot policy
+``onnx``    one graph for robot computers without torch; compact bases only
+=========== ========================================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from robot_rl.config import load, to_yaml
+from robot_rl.policies.lerobot.adapter import LeRobotPolicy
+from robot_rl.policies.loading import load_policy, write_reference
+from robot_rl.replay.files import replace_json
+from robot_rl.runtime.acting import ActingPolicy
+from robot_rl.runtime.weights import WeightChannel
+from robot_rl.training.config import BaseConfig, PostTrainConfig
+from robot_rl.training.evaluate import load_acting
+from robot_rl.training.onnx_export import export_onnx
+from robot_rl.training.run_folder import base_source
+
+FORMATS = {
+    "policy": "self-contained robot_rl policy: base, head, statistics, model card with its evaluation",
+    "lerobot": "checkpoint for LeRobot's own loader, where the result is a LeRobot policy",
+    "onnx": "one graph for robot computers without torch (compact bases)",
+}
+MANIFEST = "artifact.json"
+
+
+def export_run(run: Path, out: Path, kind: str = "policy") -> dict[str, Any]:
+    """Write one artifact; returns its manifest.
+
+    Raises:
+        FileExistsError: ``out`` is there already. ValueError: the run has not finished, or cannot be expressed as ``kind``.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"format={kind!r}: accepted are {', '.join(FORMATS)}")
+    if out.exists():
+        raise FileExistsError(f"{out} is there already; an export never overwrites")
+    acting, _ = load_acting(run, "policy", "cpu")
+    config = load(PostTrainConfig, run / "config.yaml")
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    making = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    making.mkdir()
+    try:
+        writer = {"policy": _policy, "lerobot": _lerobot, "onnx": _onnx}[kind]
+        writer(run, making, acting, config, result)
+        manifest = {
+            "format": f"robot_rl.artifact/1 {kind}", "task": result["task"], "base_hash": acting.base.spec.base_hash,
+            "stats_hash": acting.base.spec.stats_hash, "config_hash": result["config_hash"], "acting": result["acting"],
+            "policy": result["policy"], "base": result["base"], "files": _hashes(making),
+        }  # fmt: skip
+        (making / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        making.rename(out)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    return manifest
+
+
+def verify_artifact(folder: Path) -> list[str]:
+    """Files that are missing or are not those that were exported; empty when all is well."""
+    wanted = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    found = _hashes(folder)
+    return sorted(n for n in wanted if found.get(n) != wanted[n])
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _policy(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig, result: dict[str, Any]) -> None:
+    source = base_source(run / "base", config.base.path)
+    if isinstance(acting.base, LeRobotPolicy):
+        checkpoint = out / "base" / "checkpoint"
+        _copy_checkpoint(acting.base, checkpoint)
+        options = _options(run, config)
+        write_reference(load_policy(checkpoint, "cpu", options), out / "base", checkpoint, options)
+        _forget_absolute(out / "base")
+    else:
+        held = json.loads((Path(source) / "policy.json").read_text(encoding="utf-8")) if Path(source).is_dir() else {}
+        folder = Path(source)
+        if held.get("path"):  # a reference to a compact policy elsewhere
+            near = folder / str(held["path"])
+            folder = near if near.exists() else Path(str(held["absolute"]))
+        if not (folder / "policy.safetensors").exists():
+            raise ValueError(f"base={str(source)!r} is served by another computer; accepted is a base whose files are here")
+        (out / "base").mkdir()
+        for name in ("policy.json", "policy.safetensors"):
+            shutil.copyfile(folder / name, out / "base" / name)
+    if acting.head is not None:
+        version = acting.version
+        shutil.copytree(
+            WeightChannel(run / "weights").path(version), out / "weights" / WeightChannel(run / "weights").path(version).name
+        )
+    alone = replace(config, run_dir=Path("."), base=BaseConfig(None, bc=config.base.bc))
+    (out / "config.yaml").write_text(to_yaml(alone), encoding="utf-8")
+    replace_json(out / "result.json", result, sync=False)
+    (out / "README.md").write_text(model_card(acting, config, result), encoding="utf-8")
+
+
+def _options(run: Path, config: PostTrainConfig) -> dict[str, Any]:
+    """How the run loaded its checkpoint."""
+    file = run / "base" / "policy.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))["options"]) if file.exists() else dict(config.base.options)
+
+
+def _forget_absolute(folder: Path) -> None:
+    data = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+    replace_json(folder / "policy.json", {**data, "absolute": ""}, sync=False)
+
+
+def _copy_checkpoint(base: LeRobotPolicy, out: Path) -> None:
+    out.mkdir(parents=True)
+    for file in base.folder.iterdir():
+        if file.is_file():
+            shutil.copyfile(file, out / file.name)
+
+
+def _lerobot(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig, result: dict[str, Any]) -> None:
+    if not isinstance(acting.base, LeRobotPolicy):
+        raise ValueError(
+            f"format=lerobot: the base is a {type(acting.base).__name__}, no LeRobot policy; accepted is format=policy"
+        )
+    if acting.head is not None:
+        raise ValueError(
+            f"format=lerobot: a {acting.head.KIND} head acts in front of the {acting.base.TYPE} policy, which LeRobot has no policy class "
+            "for; accepted is format=policy, or a run whose gate kept the base"
+        )
+    _copy_checkpoint(acting.base, out)
+    out.joinpath("README.md").write_text(model_card(acting, config, result), encoding="utf-8")
+
+
+def _onnx(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig, result: dict[str, Any]) -> None:
+    export_onnx(acting, out, {"task": result["task"], "evaluation": result["policy"]})
+    out.joinpath("README.md").write_text(model_card(acting, config, result), encoding="utf-8")
+
+
+def model_card(acting: ActingPolicy, config: PostTrainConfig, result: dict[str, Any]) -> str:
+    """What it is, what it was measured to do, and what it reads and commands. Markdown with the front matter of model hubs."""
+    spec = acting.base.spec
+
+    def line(who: str) -> str:
+        r = result[who]
+        return f"| {who} | {r['success']:.1%} | {r['interval'][0]:.1%} to {r['interval'][1]:.1%} | {r['n']} |"
+
+    head = (
+        "none (the base acts)" if acting.head is None else f"{acting.head.KIND}, version {acting.version}, {acting.mode} mode"
+    )
+    features = "\n".join(f"- `{n}`: {f.dtype} {list(f.shape)}" for n, f in spec.observation_features.items())
+    action = "\n".join(
+        f"- `{n}`: {lo:.4g} to {hi:.4g}, {k}, {m}"
+        for n, lo, hi, k, m in zip(
+            spec.action.names, spec.action.low, spec.action.high, spec.action.kind, spec.action.mode, strict=True
+        )
+    )
+    return f"""---
+library_name: robot_rl
+tags: [robotics, reinforcement-learning, post-training]
+---
+
+# {result["task"]}
+
+| | |
+| --- | --- |
+| base | {type(acting.base).__name__}, {spec.sampler}, {spec.num_steps} steps, `{spec.base_hash}` |
+| head | {head} |
+| trained by | {config.learner.algorithm}, {result["env_steps"]} environment steps, run seed {result["run_seed"]} |
+| configuration | `{result["config_hash"]}` (`config.yaml`) |
+
+## Evaluation
+
+Held-out starts, never played in training; Wilson intervals, 95 %.
+
+| who | success | interval | episodes |
+| --- | --- | --- | --- |
+{line("base")}
+{line("policy")}
+
+## Reads ({spec.n_obs_steps} frame{"s" * (spec.n_obs_steps > 1)})
+
+{features}
+
+## Commands ({spec.horizon} rows a chunk, {spec.n_action_steps} executed)
+
+{action}
+"""
