@@ -64,7 +64,7 @@ def questions(count: int, seed: int) -> tuple[list[tuple[int, int]], Iterator[Qu
 
 def ask(url: str, count: int, budget: int, seed: int) -> dict[str, Any]:
     config = VlmConfig(
-        url, "fake", budget, 10**12, 0.0, cache="off", rate_per_s=0.0, in_flight=32, queue=64, deadline_s=1.0, backoff_s=0.005,
+        url, "fake", budget, 10**12, 0.0, cache="off", rate_per_s=0.0, in_flight=32, queue=64, deadline_s=0.3, backoff_s=0.005,
         backoff_most_s=0.05, open_s=0.1, open_share=0.9, max_age_s=1e5,
     )  # fmt: skip
     levels, asked = questions(count, seed)

@@ -16,6 +16,7 @@ VERBS = {
     "import": ("robot_rl.cli.data:import_", "LeRobot, robomimic, diffusion_policy and other recordings into an episode store"),
     "export": ("robot_rl.cli.data:export", "episodes of a store to a LeRobot dataset and other formats"),
     "store": ("robot_rl.cli.data:store", "list, show, verify, recover and clean an episode store"),
+    "reward": ("robot_rl.cli.rewards:reward", "label a store's episodes with a reward source, report on one, train one"),
     "up": ("robot_rl.cli.graph:up", "start a ROS graph: session, sim_session, teleop_session, fleet"),
     "doctor": ("robot_rl.cli.data:doctor", "check this machine and print a fix for each finding"),
 }

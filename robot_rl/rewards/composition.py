@@ -1,0 +1,273 @@
+"""From reward events of many sources to the one number a learner trains on (rewards specification 1.2 to 1.5).
+
+Channels stay apart until a reward is asked for, so weights can change without labelling anything again. Which events count
+never depends on when they came: an episode's rewards are a function of the set of events about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+
+from robot_rl.replay.reward_log import LABEL_SOURCE
+from robot_rl.types import RewardEvent, RewardKind
+
+CLOSE_SUFFIX = ".closed"
+"""``<source>.closed`` at step k: the source has said all it will say about steps up to k; its value is the valid share."""
+Missing = Literal["default", "mask", "neutral", "hold", "zero"]
+DEFAULT_MISSING: dict[RewardKind, Missing] = {
+    RewardKind.SUCCESS: "mask", RewardKind.POTENTIAL: "neutral", RewardKind.DENSE: "mask", RewardKind.PENALTY: "zero",
+    RewardKind.PREFERENCE_MODEL: "mask",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChannelConfig:
+    """One source in the sum.
+
+    Attributes:
+        source: name of the events' source.
+        kind: how its values enter (see :class:`~robot_rl.types.RewardKind`).
+        weight: 0 keeps it for the record only. ``scale``, ``shift``: of dense and preference-model values.
+        missing: where nothing valid is known. ``mask``: the transition is not sampled; ``zero``: the term is 0; for potentials
+            ``neutral``: the shaping term is 0, ``hold``: the last known potential still stands.
+        model_id: only events of this model count; empty takes any (of one model per shaping pair).
+        report: JSON report of this source; without one a weight above 0 is refused, unless it is ground truth.
+    """
+
+    source: str
+    kind: RewardKind = RewardKind.SUCCESS
+    weight: float = 1.0
+    scale: float = 1.0
+    shift: float = 0.0
+    missing: Missing = "default"
+    model_id: str = ""
+    report: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", RewardKind(self.kind))
+        if not self.source:
+            raise ValueError("reward.channels.source is empty: accepted is the name of a reward source")
+        if self.missing not in get_args(Missing):
+            raise ValueError(f"reward.channels.missing={self.missing!r}: accepted are {', '.join(get_args(Missing))}")
+        potential = self.kind is RewardKind.POTENTIAL
+        if (self.missing in ("neutral", "hold") and not potential) or (self.missing == "zero" and potential):
+            words = "default, mask, neutral, hold" if potential else "default, mask, zero"
+            raise ValueError(f"reward.channels.missing={self.missing!r} for kind={self.kind.value}: accepted are {words}")
+        if not np.isfinite([self.weight, self.scale, self.shift]).all():
+            raise ValueError(f"channel {self.source!r}: weight, scale and shift are finite numbers")
+
+    @property
+    def rule(self) -> Missing:
+        return DEFAULT_MISSING[self.kind] if self.missing == "default" else self.missing
+
+
+@dataclass(frozen=True)
+class CompositionConfig:
+    """The sum.
+
+    Attributes:
+        channels: none leaves rewards as they were recorded.
+        terminal_phi: ``zero`` leaves the best policy what it is; ``keep`` is for tasks that are the potential.
+        success_terminates: a success ends the MDP there; what was recorded after it is not learned from.
+        min_valid_fraction: share of known transitions below which updates stop.
+        accept_uncalibrated: train on sources without a good report.
+        ground_truth: sources that need no report.
+    """
+
+    channels: tuple[ChannelConfig, ...] = ()
+    terminal_phi: Literal["zero", "keep"] = "zero"
+    success_terminates: bool = True
+    min_valid_fraction: float = 0.5
+    accept_uncalibrated: bool = False
+    ground_truth: tuple[str, ...] = ("env", "environment", "human", "takeover", LABEL_SOURCE)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        if self.terminal_phi not in ("zero", "keep"):
+            raise ValueError(f"reward.terminal_phi={self.terminal_phi!r}: accepted are zero, keep")
+        if not 0.0 <= self.min_valid_fraction <= 1.0:
+            raise ValueError(f"reward.min_valid_fraction={self.min_valid_fraction}: accepted are 0 to 1")
+        names = [c.source for c in self.channels]
+        if len(set(names)) != len(names):
+            raise ValueError(f"reward.channels name {sorted(n for n in set(names) if names.count(n) > 1)} twice: accepted is once each")
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Every channel of one episode of T transitions.
+
+    Attributes:
+        value: (T + 1, C) by observation, NaN where unknown. ``model``: (T + 1, C) small numbers, equal for equal models.
+        closed: (C,) the last observation about which a source has said all it will; -1 for none.
+        verdict: the newest ``label``: success or failure and the observation it was reached at.
+    """
+
+    value: np.ndarray
+    model: np.ndarray
+    closed: np.ndarray
+    verdict: tuple[bool, int] | None = None
+
+
+def channels_of(length: int, events: Iterable[RewardEvent], config: Sequence[ChannelConfig]) -> Channels:
+    """The matrix from the active events of one episode (:meth:`RewardTable.active`); order does not matter."""
+    column = {c.source: i for i, c in enumerate(config)}
+    value = np.full((length + 1, len(config)), np.nan)
+    model = np.zeros((length + 1, len(config)), np.int64)
+    closed = np.full(len(config), -1)
+    models: dict[str, int] = {}
+    labels: list[RewardEvent] = []
+    for event in events:
+        if not event.valid or event.step > length:
+            continue
+        if event.source == LABEL_SOURCE:
+            labels.append(event)
+        if event.source.endswith(CLOSE_SUFFIX):
+            i = column.get(event.source.removesuffix(CLOSE_SUFFIX))
+            if i is not None:
+                closed[i] = max(closed[i], event.step)
+            continue
+        i = column.get(event.source)
+        if i is None or (event.step == 0 and config[i].kind is not RewardKind.POTENTIAL):
+            continue
+        if config[i].model_id and event.model_id != config[i].model_id:
+            continue
+        value[event.step, i] = event.value
+        model[event.step, i] = models.setdefault(event.model_id, len(models) + 1)
+    verdict = None
+    if labels:
+        last = max(labels, key=lambda e: e.event_id)
+        verdict = (last.value > 0.5, last.step)
+    return Channels(value, model, closed, verdict)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Rewards (T,) NaN where masked, how many of the transitions may be learned from, and whether the last of those ends the MDP."""
+
+    reward: np.ndarray
+    length: int
+    terminated: bool
+
+
+def compose(channels: Channels, config: CompositionConfig, gamma: float, terminated: bool) -> Composed:
+    """Rewards of every transition.
+
+    ``gamma`` is the critic's own discount per step: with any other, shaping would change what is best.
+    """
+    count = len(channels.value) - 1
+    end, success_at = count, _success(channels, config)
+    if config.success_terminates and success_at > 0:
+        end, terminated = success_at, True
+    total = np.zeros(count)
+    for i, channel in enumerate(config.channels):
+        if channel.weight == 0:
+            continue
+        if channel.kind is RewardKind.POTENTIAL:
+            phi = potentials(channels, i, channel, end, terminated, config)
+            total += channel.weight * shaping(phi, channels.model[:, i], channel, gamma)
+        else:
+            total += channel.weight * _terms(channels, i, channel)
+    return Composed(total.astype(np.float32), end, terminated)
+
+
+def _success(channels: Channels, config: CompositionConfig) -> int:
+    """The first observation at which a weighted success channel says success; -1 for none."""
+    columns = [i for i, c in enumerate(config.channels) if c.kind is RewardKind.SUCCESS and c.weight]
+    hits = np.flatnonzero((channels.value[:, columns] > 0.5).any(1)) if columns else np.zeros(0, int)
+    return int(hits[0]) if len(hits) else -1
+
+
+def _terms(channels: Channels, i: int, channel: ChannelConfig) -> np.ndarray:
+    """(T,) values of a non-potential channel, at the transition that reached each observation."""
+    value = channels.value[1:, i].copy()
+    if channel.kind in (RewardKind.SUCCESS, RewardKind.PENALTY):
+        # These speak when something happens: once the source is done with an episode, silence means nothing did.
+        done = int(channels.closed[i])
+        decided = channel.kind is RewardKind.SUCCESS and (np.isfinite(value).any() or channels.verdict is not None)
+        if decided:
+            done = len(value)
+        quiet = np.isnan(value) & (np.arange(1, len(value) + 1) <= done)
+        value[quiet] = 0.0
+    else:
+        value = channel.scale * value + channel.shift
+    return np.nan_to_num(value, nan=0.0) if channel.rule == "zero" else value
+
+
+def potentials(channels: Channels, i: int, channel: ChannelConfig, end: int, terminated: bool, config: CompositionConfig) -> np.ndarray:
+    """(T + 1,) potential of every observation; 0 at a terminal one unless it is to be kept."""
+    phi = channels.value[:, i].copy()
+    if channel.rule == "hold":
+        known = np.flatnonzero(np.isfinite(phi))
+        if len(known):
+            phi = phi[known[np.maximum(np.searchsorted(known, np.arange(len(phi)), side="right") - 1, 0)]]
+    if terminated and config.terminal_phi == "zero":
+        phi[end] = 0.0
+    return phi
+
+
+def shaping(phi: np.ndarray, model: np.ndarray, channel: ChannelConfig, gamma: float) -> np.ndarray:
+    """(T,) gamma * Phi(o') - Phi(o). A pair of two models' values is no pair: their scales differ."""
+    term = gamma * phi[1:] - phi[:-1]
+    mixed = (model[1:] != model[:-1]) & (model[1:] > 0) & (model[:-1] > 0)
+    term[mixed] = np.nan
+    return np.nan_to_num(term, nan=0.0) if channel.rule in ("neutral", "hold") else term
+
+
+def chunk_reward(channels: Channels, config: CompositionConfig, gamma: float, terminated: bool, start: int, steps: int) -> float:
+    """Discounted reward of a window of transitions; of potentials only the two ends need to be known. NaN where masked."""
+    plain = CompositionConfig(
+        tuple(c for c in config.channels if c.kind is not RewardKind.POTENTIAL), config.terminal_phi, config.success_terminates
+    )
+    kept = [i for i, c in enumerate(config.channels) if c.kind is not RewardKind.POTENTIAL]
+    rest = Channels(channels.value[:, kept], channels.model[:, kept], channels.closed[kept], channels.verdict)
+    done = compose(rest, plain, gamma, terminated)
+    end, over = done.length, done.terminated
+    steps = min(steps, end - start)
+    total = float(sum(gamma**k * done.reward[start + k] for k in range(steps)))
+    for i, channel in enumerate(config.channels):
+        if channel.kind is RewardKind.POTENTIAL and channel.weight:
+            phi = potentials(channels, i, channel, end, over, config)
+            a, b = phi[start], phi[start + steps]
+            models = {int(m) for m in channels.model[[start, start + steps], i]} - {0}
+            term = gamma**steps * b - a if len(models) <= 1 else np.nan
+            total += channel.weight * (0.0 if np.isnan(term) and channel.rule in ("neutral", "hold") else term)
+    return total
+
+
+@dataclass
+class ValidShare:
+    """How much of the recent data has a known reward; a learner that falls below the bar pauses, collection goes on."""
+
+    bar: float
+    recent: int = 5000
+    _known: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def note(self, episode_id: str, composed: Composed) -> None:
+        self._known.pop(episode_id, None)
+        self._known[episode_id] = (int(np.isfinite(composed.reward[: composed.length]).sum()), composed.length)
+        while len(self._known) > 1 and sum(n for _, n in self._known.values()) > self.recent + self._known[episode_id][1]:
+            self._known.pop(next(iter(self._known)))
+
+    def forget(self, kept: Collection[str]) -> None:
+        for episode_id in [e for e in self._known if e not in kept]:
+            del self._known[episode_id]
+
+    @property
+    def share(self) -> float:
+        total = sum(n for _, n in self._known.values())
+        return sum(k for k, _ in self._known.values()) / total if total else 1.0
+
+    @property
+    def enough(self) -> bool:
+        return self.share >= self.bar
+
+
+def discounts(config: CompositionConfig, gamma: float, claimed: Mapping[str, float]) -> None:
+    """Raises ValueError when something that shapes rewards was made for another discount than the critic's."""
+    for name, value in claimed.items():
+        if abs(value - gamma) > 1e-9:
+            raise ValueError(f"{name}={value}: accepted is the critic's own discount {gamma}, or shaping changes what is best")
