@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.reward_log import RewardTable
 from robot_rl.rewards.composition import Composed, CompositionConfig, ValidShare, channels_of, compose
@@ -21,6 +23,16 @@ class ComposerCounts:
 
     events: int = 0
     orphans: int = 0
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What an episode brought with it."""
+
+    length: int
+    terminated: bool
+    reward: np.ndarray
+    success: bool | None
 
 
 class RewardComposer:
@@ -41,14 +53,16 @@ class RewardComposer:
         self.config, self.buffer, self.gamma, self._clock = config, buffer, gamma, clock
         self.counts, self.valid = ComposerCounts(), ValidShare(config.min_valid_fraction)
         self._table = RewardTable()
-        self._episodes: dict[str, tuple[int, bool]] = {}
+        self._episodes: dict[str, _Known] = {}
         self._pending: OrderedDict[str, tuple[float, list[RewardEvent]]] = OrderedDict()
         self._waiting = 0
 
     def begin(self, episode: Episode) -> None:
         """An episode was added to the buffer; what was said about it before counts now."""
         episode_id = episode.meta.episode_id
-        self._episodes[episode_id] = (len(episode), bool(episode.terminated[-1]))
+        self._episodes[episode_id] = _Known(
+            len(episode), bool(episode.terminated[-1]), np.array(episode.reward, np.float32), episode.meta.success
+        )
         _, early = self._pending.pop(episode_id, (0.0, []))
         self._waiting -= len(early)
         for event in early:
@@ -67,9 +81,10 @@ class RewardComposer:
 
     def apply(self, episode_id: str) -> Composed:
         """Work out an episode's rewards again and give them to the buffer."""
-        length, terminated = self._episodes[episode_id]
-        channels = channels_of(length, self._table.active(episode_id), self.config.channels)
-        composed = compose(channels, self.config, self.gamma, terminated)
+        e = self._episodes[episode_id]
+        events = self._table.active(episode_id)
+        channels = channels_of(e.length, events, self.config.channels, recorded=e.reward, success=e.success)
+        composed = compose(channels, self.config, self.gamma, e.terminated)
         self.buffer.set_composed(episode_id, composed.reward, length=composed.length, terminated=composed.terminated)
         self.valid.note(episode_id, composed)
         if len(self._episodes) > 2 * len(self.buffer.episode_ids()) + 8:

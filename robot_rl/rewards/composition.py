@@ -6,7 +6,7 @@ never depends on when they came: an episode's rewards are a function of the set 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -17,6 +17,8 @@ from robot_rl.types import RewardEvent, RewardKind
 
 CLOSE_SUFFIX = ".closed"
 """``<source>.closed`` at step k: the source has said all it will say about steps up to k; its value is the valid share."""
+RECORDED = "recorded"
+"""The channel of the rewards an episode was recorded with."""
 Missing = Literal["default", "mask", "neutral", "hold", "zero"]
 DEFAULT_MISSING: dict[RewardKind, Missing] = {
     RewardKind.SUCCESS: "mask", RewardKind.POTENTIAL: "neutral", RewardKind.DENSE: "mask", RewardKind.PENALTY: "zero",
@@ -83,7 +85,7 @@ class CompositionConfig:
     success_terminates: bool = True
     min_valid_fraction: float = 0.5
     accept_uncalibrated: bool = False
-    ground_truth: tuple[str, ...] = ("env", "environment", "human", "takeover", LABEL_SOURCE)
+    ground_truth: tuple[str, ...] = ("env", "environment", "human", "takeover", RECORDED, LABEL_SOURCE)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -103,17 +105,29 @@ class Channels:
     Attributes:
         value: (T + 1, C) by observation, NaN where unknown. ``model``: (T + 1, C) small numbers, equal for equal models.
         closed: (C,) the last observation about which a source has said all it will; -1 for none.
-        verdict: the newest ``label``: success or failure and the observation it was reached at.
     """
 
     value: np.ndarray
     model: np.ndarray
     closed: np.ndarray
-    verdict: tuple[bool, int] | None = None
 
 
-def channels_of(length: int, events: Iterable[RewardEvent], config: Sequence[ChannelConfig]) -> Channels:
-    """The matrix from the active events of one episode (:meth:`RewardTable.active`); order does not matter."""
+def channels_of(
+    length: int,
+    events: Iterable[RewardEvent],
+    config: Sequence[ChannelConfig],
+    *,
+    recorded: np.ndarray | None = None,
+    success: bool | None = None,
+) -> Channels:
+    """The matrix from the active events of one episode (:meth:`RewardTable.active`); order does not matter.
+
+    Args:
+        recorded: (L,) rewards the episode was recorded with, for the channel ``recorded``.
+        success: the episode's own word, where no ``label`` event says otherwise.
+
+    A verdict (``label``) speaks for success channels that have not spoken themselves: a demonstration needs no classifier.
+    """
     column = {c.source: i for i, c in enumerate(config)}
     value = np.full((length + 1, len(config)), np.nan)
     model = np.zeros((length + 1, len(config)), np.int64)
@@ -137,11 +151,15 @@ def channels_of(length: int, events: Iterable[RewardEvent], config: Sequence[Cha
             continue
         value[event.step, i] = event.value
         model[event.step, i] = models.setdefault(event.model_id, len(models) + 1)
-    verdict = None
-    if labels:
-        last = max(labels, key=lambda e: e.event_id)
-        verdict = (last.value > 0.5, last.step)
-    return Channels(value, model, closed, verdict)
+    if RECORDED in column and recorded is not None:
+        value[1:, column[RECORDED]] = recorded
+    last = max(labels, key=lambda e: e.event_id, default=None)
+    if last is not None or success is not None:
+        good, at = (last.value > 0.5, last.step) if last is not None else (bool(success), length)
+        for i, channel in enumerate(config):
+            if channel.kind is RewardKind.SUCCESS and closed[i] < length and not np.isfinite(value[:, i]).any():
+                value[at if good and at > 0 else length, i] = float(good)
+    return Channels(value, model, closed)
 
 
 @dataclass(frozen=True)
@@ -187,8 +205,7 @@ def _terms(channels: Channels, i: int, channel: ChannelConfig) -> np.ndarray:
     if channel.kind in (RewardKind.SUCCESS, RewardKind.PENALTY):
         # These speak when something happens: once the source is done with an episode, silence means nothing did.
         done = int(channels.closed[i])
-        decided = channel.kind is RewardKind.SUCCESS and (np.isfinite(value).any() or channels.verdict is not None)
-        if decided:
+        if channel.kind is RewardKind.SUCCESS and np.isfinite(value).any():
             done = len(value)
         quiet = np.isnan(value) & (np.arange(1, len(value) + 1) <= done)
         value[quiet] = 0.0
@@ -223,7 +240,7 @@ def chunk_reward(channels: Channels, config: CompositionConfig, gamma: float, te
         tuple(c for c in config.channels if c.kind is not RewardKind.POTENTIAL), config.terminal_phi, config.success_terminates
     )
     kept = [i for i, c in enumerate(config.channels) if c.kind is not RewardKind.POTENTIAL]
-    rest = Channels(channels.value[:, kept], channels.model[:, kept], channels.closed[kept], channels.verdict)
+    rest = Channels(channels.value[:, kept], channels.model[:, kept], channels.closed[kept])
     done = compose(rest, plain, gamma, terminated)
     end, over = done.length, done.terminated
     steps = min(steps, end - start)
@@ -264,10 +281,3 @@ class ValidShare:
     @property
     def enough(self) -> bool:
         return self.share >= self.bar
-
-
-def discounts(config: CompositionConfig, gamma: float, claimed: Mapping[str, float]) -> None:
-    """Raises ValueError when something that shapes rewards was made for another discount than the critic's."""
-    for name, value in claimed.items():
-        if abs(value - gamma) > 1e-9:
-            raise ValueError(f"{name}={value}: accepted is the critic's own discount {gamma}, or shaping changes what is best")
