@@ -30,6 +30,9 @@ class ProgressConfig:
         features as they are.
     target: ``absolute``: share of the demonstration that has passed; ``clip``: share of what remained when the clip began.
     rewind, reverse, mismatch: chances that a clip is rewound, whole reversed, or given another task's instruction.
+    reference: ``frame``: every frame as it is; ``first``: the first frame as it is and the others as what has changed since.
+        The first says which way progress goes, the change how far; with few demonstrations that generalises better.
+    from_start: chance that a training clip begins where the demonstration does, as every window does that is scored.
     noise: standard deviation added to (whitened) features in training.
     mirror: each batch element is repeated with another task's instruction and target 0.
     """
@@ -44,6 +47,8 @@ class ProgressConfig:
     rewind: float = 0.8
     reverse: float = 0.3
     mismatch: float = 0.2
+    reference: Literal["frame", "first"] = "frame"
+    from_start: float = 0.0
     noise: float = 0.0
     mirror: bool = True
     batch: int = 32
@@ -55,7 +60,9 @@ class ProgressConfig:
             raise ValueError(f"progress.target={self.target!r}: accepted are absolute, clip")
         if self.reverse and self.target == "clip":
             raise ValueError(f"progress.reverse={self.reverse}: accepted is 0 with target=clip (a reversed clip has no remainder)")
-        for name in ("rewind", "reverse", "mismatch", "dropout"):
+        if self.reference not in ("frame", "first"):
+            raise ValueError(f"progress.reference={self.reference!r}: accepted are frame, first")
+        for name in ("rewind", "reverse", "mismatch", "dropout", "from_start"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"progress.{name}={getattr(self, name)}: accepted are 0 to 1")
         for name in ("frames", "width", "layers", "heads", "batch"):
@@ -92,6 +99,8 @@ class ProgressModel(nn.Module):
         return features if self.whitening is None else self.whitening(features)
 
     def forward(self, reduced: Tensor, text: Tensor) -> Tensor:
+        if self.config.reference == "first":
+            reduced = torch.cat([reduced[:, :1], reduced[:, 1:] - reduced[:, :1]], 1)
         frames = self.image(reduced)
         frames = torch.cat([frames[:, :1] + self.first, frames[:, 1:]], 1)
         seen = self.trunk(torch.cat([self.text(text)[:, None], frames], 1))[:, 1:]
@@ -141,11 +150,12 @@ class ClipSampler:
     def window(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame indices of one augmented clip of a demonstration of ``length`` frames, and a target each."""
         c, rng = self.config, self.rng
-        start = int(rng.integers(0, length // 2 + 1))
+        start = 0 if rng.random() < c.from_start else int(rng.integers(0, length // 2 + 1))
         end = int(rng.integers(max(length // 2, start + 2), length + 1))
         rows = np.arange(start, end)
         if rng.random() < c.reverse:
-            return self._fit(rows[::-1], (rows[::-1] + 1) / length)
+            rows = length - 1 - rows  # the same stretch of the demonstration played backwards
+            return self._fit(rows, (rows + 1) / length)
         target = (rows + 1) / length if c.target == "absolute" else (rows - start + 1) / (length - start)
         if rng.random() < c.rewind:
             back = int(rng.integers(2, len(rows) + 1))
@@ -229,7 +239,7 @@ def fit_progress(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
     model.eval()
-    report = clock.report(float(loss))
+    report = clock.report(float(loss.detach()))
     if held_out:
         forward = [value_order_correlation(model.score(c.features, c.text)) for c in held_out]
         backward = [value_order_correlation(model.score(c.features[::-1].copy(), c.text)) for c in held_out]
