@@ -11,7 +11,8 @@ import numpy as np
 
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.reward_log import RewardTable
-from robot_rl.rewards.composition import Composed, CompositionConfig, ValidShare, channels_of, compose
+from robot_rl.rewards.composition import Composed, ValidShare, channels_of, compose
+from robot_rl.rewards.composition_config import CompositionConfig
 from robot_rl.types import Episode, RewardEvent
 
 PENDING_EVENTS, PENDING_S = 100_000, 600.0

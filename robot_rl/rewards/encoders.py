@@ -106,10 +106,10 @@ class TorchEncoder:
         with torch.no_grad():
             self.channels = int(self.network(torch.zeros(1, 3, config.size, config.size)).shape[1])
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference tensors could not be trained on
     def maps(self, images: np.ndarray) -> Tensor:
         parts = [self._some(images[i : i + ENCODE_FRAMES]) for i in range(0, len(images), ENCODE_FRAMES)]
-        return torch.cat(parts).clone() if parts else torch.zeros(0, self.channels, 1, 1)
+        return torch.cat(parts) if parts else torch.zeros(0, self.channels, 1, 1)
 
     def _some(self, images: np.ndarray) -> Tensor:
         pixels = fitted(images, self.config.size, self.config.fit)

@@ -7,7 +7,7 @@ import json
 import logging
 from pathlib import Path
 
-from robot_rl.rewards.composition import CompositionConfig
+from robot_rl.rewards.composition_config import CompositionConfig
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from robot_rl.replay.reward_log import LABEL_SOURCE
 from robot_rl.replay.store import EpisodeStore
-from robot_rl.rewards.composition import CLOSE_SUFFIX
+from robot_rl.rewards.composition_config import CLOSE_SUFFIX
 from robot_rl.rewards.source import EpisodeTrace, RewardSource, ScoreBatch
 from robot_rl.types import Episode, RewardEvent, RewardKind
 

@@ -133,7 +133,7 @@ class Whitening(nn.Module):
             values, vectors = np.linalg.eigh(centred.T @ centred)
             values, directions = values[::-1][:kept], vectors[:, ::-1][:, :kept]
         deviation = np.sqrt(np.maximum(values, 0.0) / max(len(x) - 1, 1))
-        good = deviation > 1e-6 * max(float(deviation.max(initial=0.0)), 1e-12)
+        good = deviation > 1e-5 * max(float(deviation.max(initial=0.0)), 1e-12)
         # The sign of a direction is arbitrary; fixing it makes the same data give the same model.
         sign = np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
         scaled = np.where(good, sign / np.where(good, deviation, 1.0), 0.0) * directions

@@ -85,7 +85,7 @@ def convolutional(channels: Sequence[int] = (16, 32, 64, 128), strides: Sequence
     for after, stride, kernel in zip(channels, strides, kernels, strict=True):
         layers += [nn.Conv2d(before, after, kernel, stride, padding=kernel // 2), nn.LeakyReLU()]
         before = after
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(before * 4, 1))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(before * 16, 1))
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from robot_rl.heads.config import (
 )
 from robot_rl.learners.config import OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
 from robot_rl.policies.config import BCConfig
-from robot_rl.replay.reward_log import LABEL_SOURCE
-from robot_rl.rewards.composition import RECORDED, CompositionConfig
+from robot_rl.rewards.composition_config import LABEL, RECORDED, CompositionConfig
 from robot_rl.runtime.gate import GateConfig
 
 
@@ -363,7 +362,7 @@ class PostTrainConfig:
         for name, value in (("return_updates", self.schedule.return_updates), ("warmup_gate", self.schedule.warmup_gate)):
             if value:
                 raise ValueError(f"schedule.{name}={value} with reward.channels: accepted is 0, returns are of recorded rewards")
-        late = [c.source for c in self.reward.channels if c.source not in (RECORDED, LABEL_SOURCE)]
+        late = [c.source for c in self.reward.channels if c.source not in (RECORDED, LABEL)]
         if late and self.schedule.learner != "process":
             raise ValueError(
                 f"reward.channels name {', '.join(late)} with schedule.learner={self.schedule.learner!r}: accepted is process, which "

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot_rl.replay import ReplayBuffer, WindowConfig
-from robot_rl.replay.reward_log import RewardTable
+from robot_rl.replay.reward_log import LABEL_SOURCE, RewardTable
 from robot_rl.replay.ulid import new_ulid
 from robot_rl.rewards.composer import RewardComposer
-from robot_rl.rewards.composition import ChannelConfig, Channels, CompositionConfig, channels_of, chunk_reward, compose
+from robot_rl.rewards.composition import Channels, channels_of, chunk_reward, compose
+from robot_rl.rewards.composition_config import LABEL, ChannelConfig, CompositionConfig
 from robot_rl.rewards.gate import UncalibratedReward, admit
 from robot_rl.types import Episode, EpisodeMeta, RewardEvent, RewardKind, Stratum
 
@@ -250,6 +251,25 @@ def test_a_learner_refuses_a_source_without_a_report_that_speaks_for_it(tmp_path
         admit(CompositionConfig((ChannelConfig("clf", report=str(path), model_id="m@2"),)))
     bound = channels_of(3, [event("clf", 2, 1.0, RewardKind.SUCCESS, model_id="m@2")], admit(named).channels)
     assert not np.isfinite(bound.value).any(), "another model's word does not count"
+
+
+def test_a_verdict_speaks_for_success_channels_that_said_nothing():
+    composer, held = filled(CompositionConfig((ChannelConfig("clf"),)), n=1)
+    assert LABEL == LABEL_SOURCE
+    composer.add(event(LABEL, 9, 1.0, RewardKind.SUCCESS))
+    assert held.total_starts == 9
+    composer.add(event("clf", 5, 1.0, RewardKind.SUCCESS))
+    assert held.total_starts == 5, "what it says itself counts"
+
+
+def test_recorded_rewards_are_a_channel_too():
+    composer, held = filled(CompositionConfig((ChannelConfig("recorded", RewardKind.DENSE, 2.0),)), n=1)
+    assert held.total_starts == 0, "this episode was recorded without rewards"
+    e = episode("f")
+    e.reward[:] = 1.5
+    held.add(e, e.observations["observation.state"], e.action)
+    composer.begin(e)
+    assert (held.sample(20, np.random.default_rng(0)).reward == 3.0).all()
 
 
 def test_newest_word_wins_whatever_order():

@@ -11,7 +11,8 @@ from vlm_kit import ROOMY
 from robot_rl.cli import main
 from robot_rl.replay import EpisodeStore
 from robot_rl.rewards import EpisodeTrace, FrameBatch, RewardSource, ScoreBatch, SourceInfo, load_source, source_kinds
-from robot_rl.rewards.composition import ChannelConfig, CompositionConfig, channels_of, compose
+from robot_rl.rewards.composition import channels_of, compose
+from robot_rl.rewards.composition_config import ChannelConfig, CompositionConfig
 from robot_rl.rewards.labelling import label_store, trace_of
 from robot_rl.rewards.preference import LabelConfig, label_pairs
 from robot_rl.rewards.preference_model import choose_pairs

@@ -78,8 +78,8 @@ def test_success_classifier_on_dots():
         def maps(self, frames):
             from robot_rl.rewards.encoders import fitted
 
-            with torch.inference_mode():
-                return encoder.network.layers[:4](fitted(frames, 32, "squash") / 128 - 1).clone()
+            with torch.no_grad():
+                return encoder.network.layers[:4](fitted(frames, 32, "squash") / 128 - 1)
 
     frames = LabelledFrames({"c": images}, positive, np.arange(700) // 20)
     config = ClassifierConfig(learning_rate=1e-3, crops=2, pad=1, width=64)
