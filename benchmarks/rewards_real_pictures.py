@@ -154,7 +154,7 @@ def main() -> None:
         kept.write_text(json.dumps(done))
     forward = {e: [s[f"voc_{e}"] for s in done if e in s["held_out"]] for e in EPISODES}
     backward = {e: [s[f"reversed_{e}"] for s in done if e in s["held_out"]] for e in EPISODES}
-    every, back = sum(forward.values(), []), sum(backward.values(), [])
+    every, back = (list(itertools.chain.from_iterable(d.values())) for d in (forward, backward))
     voc, reverse = (float(np.median(v)) if v else float("nan") for v in (every, back))
     print(json.dumps({
         "g1": {

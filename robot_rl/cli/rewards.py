@@ -1,4 +1,4 @@
-"""``robot-rl reward <action>``: label, report, train, pairs, fake-vlm."""
+"""``robot-rl reward <action>``: label, report, train, fake-vlm."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reward(argv: Sequence[str]) -> int:
     added["label"].add_argument("--verdict", action="store_true", help="record its judgement as the episodes' success")
     added["report"].add_argument("--out", default="reward_reports", help="folder for <source>.json and <source>.html")
     added["report"].add_argument("--no-controls", action="store_true", help="leave out reversed, shuffled and wrong-instruction copies")
-    added["train"].add_argument("--kind", required=True, choices=("classifier", "progress", "video_likelihood"))
+    added["train"].add_argument("--kind", required=True, choices=("classifier", "progress", "preference", "video_likelihood"))
     added["train"].add_argument("--out", required=True, help="folder of the model")
     added["train"].add_argument("--cameras", required=True, metavar="NAME,NAME", help="image features to look at")
     added["train"].add_argument("--encoder", default="{}", metavar="JSON", help='such as {"kind": "squeezenet", "weights": "..."}')
@@ -44,6 +44,9 @@ def reward(argv: Sequence[str]) -> int:
     added["train"].add_argument("--every", type=int, default=1, help="take every n-th frame (progress)")
     added["train"].add_argument("--steps", type=int, default=1500, help="gradient steps at most")
     added["train"].add_argument("--seconds", type=float, default=600.0, help="seconds at most")
+    added["train"].add_argument("--vlm", default="{}", metavar="JSON", help="server and budget, as `vlm:` of a source (preference)")
+    added["train"].add_argument("--pairs", type=int, default=200, help="pairs of frames to ask about (preference)")
+    added["train"].add_argument("--goal", default="", help="where episodes name no task (preference)")
     added["train"].add_argument("--seed", type=int, default=0)
     fake = added["fake-vlm"]
     fake.add_argument("--host", default="127.0.0.1")
@@ -113,7 +116,7 @@ def train(arguments: argparse.Namespace) -> int:
     options = TrainOptions(
         kind=arguments.kind, cameras=tuple(c for c in arguments.cameras.split(",") if c), encoder=_mapping(arguments.encoder, "--encoder"),
         grid=arguments.grid, model=_mapping(arguments.options, "--options"), positive_frames=arguments.positive_frames,
-        every=arguments.every, seed=arguments.seed,
+        every=arguments.every, seed=arguments.seed, vlm=_mapping(arguments.vlm, "--vlm"), pairs=arguments.pairs, goal=arguments.goal,
     )  # fmt: skip
     with EpisodeStore.open(arguments.store) as store:
         model_id, fitted = train_model(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -65,9 +64,3 @@ def scores_of(steps: np.ndarray, values: np.ndarray, reason: str = "error") -> S
         np.asarray(steps, np.int64), np.where(valid, values, np.nan).astype(np.float32), valid,
         tuple("" if ok else reason for ok in valid),
     )  # fmt: skip
-
-
-def checked_text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{name}={value!r}: accepted is text")
-    return value

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -305,7 +306,7 @@ class HashedText:
         out = np.zeros((len(texts), self.dim), np.float32)
         for row, text in zip(out, texts, strict=True):
             words = text.lower().split()
-            for gram in [*words, *(" ".join(p) for p in zip(words, words[1:], strict=False))]:
+            for gram in [*words, *(" ".join(p) for p in itertools.pairwise(words))]:
                 digest = hashlib.sha256(gram.encode()).digest()
                 # Each gram spreads over several bins, so that two of them rarely cancel.
                 for k in range(4):

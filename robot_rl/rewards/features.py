@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ class FeatureConfig:
     """
 
     cameras: tuple[str, ...]
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     grid: int = 2
 
     def __post_init__(self) -> None:
@@ -88,7 +88,3 @@ class EpisodeMemory:
 def spread(count: int, most: int) -> np.ndarray:
     """Indices of at most ``most`` of ``count`` rows, evenly spread, first and last included."""
     return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(int)
-
-
-def stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)

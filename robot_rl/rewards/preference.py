@@ -56,7 +56,7 @@ class LabelReport:
 
 
 def label_pairs(
-    client: VlmClient, goal: str, views: Sequence[Sequence[np.ndarray]], chosen: np.ndarray, config: LabelConfig = LabelConfig()
+    client: VlmClient, goal: str, views: Sequence[Sequence[np.ndarray]], chosen: np.ndarray, config: LabelConfig | None = None
 ) -> tuple[Pairs, LabelReport]:
     """Ask which of two moments is closer to the goal.
 
@@ -67,6 +67,7 @@ def label_pairs(
         The pairs that have a label; a pair whose two orders contradict each other, or whose answer is undecided or invalid,
         is left out: never a guess. ``report.labels`` counts the undecided ones.
     """
+    config = config or LabelConfig()
     rng, report = np.random.default_rng(config.seed), LabelReport()
     plan: list[tuple[int, int, bool]] = []
     for a, b in chosen.tolist():

@@ -30,12 +30,13 @@ class KeyframeConfig:
     before_s: float = 0.5
 
 
-def keyframes(opening: np.ndarray, position: np.ndarray, hz: float, config: KeyframeConfig = KeyframeConfig()) -> list[int]:
+def keyframes(opening: np.ndarray, position: np.ndarray, hz: float, config: KeyframeConfig | None = None) -> list[int]:
     """Steps at which a sub-task ends (VLA-RL's segmentation).
 
     Args:
         opening: (T,) gripper opening. ``position``: (T, 3) of the hand, metres.
     """
+    config = config or KeyframeConfig()
     count = len(opening)
     span = float(opening.max() - opening.min())
     window = max(1, round(config.gripper_s * hz))

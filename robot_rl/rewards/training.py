@@ -33,9 +33,11 @@ class TrainOptions:
     model: settings of the model's own configuration class, by name.
     positive_frames: of a success, so many last observations count as success; every frame of a failure counts as none.
     every: every n-th frame of a demonstration is learned from.
+    vlm, pairs, goal: of ``preference``: the model server that compares, how many pairs it is asked about, and the goal where
+        episodes name no task.
     """
 
-    kind: Literal["classifier", "progress", "video_likelihood"]
+    kind: Literal["classifier", "progress", "preference", "video_likelihood"]
     cameras: tuple[str, ...]
     encoder: dict[str, Any] = field(default_factory=dict)
     grid: int = 2
@@ -43,6 +45,9 @@ class TrainOptions:
     positive_frames: int = 5
     every: int = 1
     seed: int = 0
+    vlm: dict[str, Any] = field(default_factory=dict)
+    pairs: int = 200
+    goal: str = ""
 
 
 def train_model(
@@ -63,6 +68,8 @@ def train_model(
     read = [store.read(e, keys) for e in (store.episode_ids() if episodes is None else episodes)]
     if options.kind == "classifier":
         return _classifier(read, features, options, budget, out)
+    if options.kind == "preference":
+        return _preference(read, features, options, budget, out)
     good = [e for e in read if e.meta.success]
     if not good:
         raise ValueError(f"none of {len(read)} episodes is recorded as a success: {options.kind} learns from successes")
@@ -109,6 +116,41 @@ def _classifier(
     reader = FrameFeatures(features)
     model, report = fit_classifier(frames, reader.encoder, config, budget, seed=options.seed)
     return save_classifier(out, model, reader), report
+
+
+def _preference(
+    episodes: list[Episode], features: FeatureConfig, options: TrainOptions, budget: FitBudget, out: Path
+) -> tuple[str, FitReport]:
+    """Ask a VLM to compare frames of any episodes, successes or not, and learn what it prefers."""
+    from robot_rl.rewards.preference import label_pairs, save_preferences
+    from robot_rl.rewards.preference_model import PreferenceConfig, choose_pairs, fit_preferences
+    from robot_rl.rewards.vlm.client import VlmClient
+    from robot_rl.rewards.vlm.config import vlm_config
+
+    goals = {e.meta.task or options.goal for e in episodes}
+    if len(goals) != 1 or not next(iter(goals)):
+        raise ValueError(f"episodes have the goals {sorted(goals)}: accepted is one goal for all of them (choose episodes, or give goal)")
+    rng, reader = np.random.default_rng(options.seed), FrameFeatures(features)
+    config = PreferenceConfig(**options.model)
+    items: dict[str, list[np.ndarray]] = {c: [] for c in features.cameras}
+    share = max(2, min(200, 2 * options.pairs // max(len(episodes), 1)))
+    for episode in episodes:
+        at = np.sort(rng.choice(len(episode) + 1, min(share, len(episode) + 1), replace=False))
+        for camera in features.cameras:
+            items[camera].append(np.asarray(episode.observations[camera])[at])
+    frames = {c: np.concatenate(v) for c, v in items.items()}
+    count = len(frames[features.cameras[0]])
+    views = [[frames[c][i] for c in features.cameras] for i in range(count)]
+    with VlmClient(vlm_config(options.vlm)) as client:
+        pairs, said = label_pairs(client, next(iter(goals)), views, choose_pairs(count, options.pairs, rng))
+    if said.alarm:
+        raise ValueError(
+            f"the model contradicts itself: {said.agreed} of {said.swapped} pairs were ordered alike when the pictures were swapped; "
+            "accepted is at least 60 %"
+        )
+    model, report = fit_preferences(reader(frames), pairs, config, budget, seed=options.seed)
+    report.metrics |= {"asked": float(said.asked), "labelled": float(len(pairs.label)), "order_consistency": said.consistency}
+    return save_preferences(out, model, reader), report
 
 
 def _progress(

@@ -307,6 +307,34 @@ def test_real_rice_frames_in_both_orders(data_dir, server):
     assert total == 45
 
 
+def redness(image: np.ndarray) -> float:
+    """Where the red block is: 0 left, 1 right."""
+    red = (image[..., 0].astype(int) - image[..., 1]) > 60
+    return float(np.nonzero(red)[1].mean()) / image.shape[1] if red.any() else 0.0
+
+
+def test_a_reward_learned_from_a_vlms_comparisons(folder, tmp_path, capsys):
+    from robot_rl.rewards.statistics import spearman
+
+    with FakeVlmServer(redness) as judge:
+        judge.knobs.p_500 = judge.knobs.p_malformed = 0.1
+        given = json.dumps(vlm(judge.url, in_flight=4, backoff_s=0.001))
+        out = tmp_path / "pref"
+        arguments = ["--cameras", CAMERA, "--encoder", '{"size": 48}', "--vlm", given, "--pairs", "250", "--out", str(out), "--json"]
+        assert main(["reward", "train", str(folder), "--kind", "preference", *arguments]) == 0
+    said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert said["order_consistency"] == 1.0
+    assert said["labelled"] >= 150
+    path = tmp_path / "pref.yaml"
+    path.write_text(f"kind: preference\nname: vlm.pair\nmodel: {out}\n")
+    source = load_source(str(path))
+    with EpisodeStore.open(folder) as store:
+        episodes = [store.read(e) for e in store.episode_ids()]
+    values = np.concatenate([source.score_episode(trace_of(e)).value for e in episodes])
+    truth = np.concatenate([e.observations["observation.state"][1:, 0] for e in episodes])
+    assert spearman(values, truth) >= 0.85
+
+
 def test_installed_kinds_are_told():
     assert {"classifier", "progress", "goal_image", "preference", "vlm_progress", "video_likelihood"} <= set(source_kinds())
     assert Knobs.FAULTS
