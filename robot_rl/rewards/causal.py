@@ -42,8 +42,7 @@ class CausalSource:
         out = np.full(len(rows), np.nan, np.float32)
         for i, (row, step) in enumerate(zip(rows, batch.steps.tolist(), strict=True)):
             self._memory.add(batch.episode_id, int(step), row)
-            known = len(self._memory.rows)
-            out[i] = self.values(np.stack(self._memory.rows), batch.task, known - 1)[0]
+            out[i] = self.values(self._memory.rows, batch.task, self._memory.count - 1)[0]
         return self._scores(np.asarray(batch.steps, np.int64), out)
 
     def score_episode(self, trace: EpisodeTrace) -> ScoreBatch:

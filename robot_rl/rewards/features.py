@@ -75,14 +75,25 @@ class EpisodeMemory:
 
     def __init__(self) -> None:
         self.episode_id = ""
-        self.rows: list[np.ndarray] = []
         self.last = -1
+        self.count = 0
+        self._rows = np.zeros((0, 0), np.float32)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(count, dim) so far; a view that the next :meth:`add` may outdate."""
+        return self._rows[: self.count]
 
     def add(self, episode_id: str, step: int, row: np.ndarray) -> None:
         if step <= self.last or episode_id != self.episode_id:
-            self.rows.clear()
+            self.count = 0
         self.episode_id, self.last = episode_id, step
-        self.rows.append(row)
+        if self.count >= len(self._rows) or self._rows.shape[1] != len(row):
+            grown = np.zeros((max(64, 2 * self.count), len(row)), np.float32)
+            grown[: self.count] = self._rows[: self.count] if self.count else 0.0
+            self._rows = grown
+        self._rows[self.count] = row
+        self.count += 1
 
 
 def spread(count: int, most: int) -> np.ndarray:

@@ -115,7 +115,6 @@ class ProgressModel(nn.Module):
             text: (L,) embedding of its instruction.
         """
         self.eval()
-        reduced = self.reduce(torch.from_numpy(np.asarray(features, np.float32)))
         count, frames = len(features), self.config.frames
         rows = np.zeros((count - first, frames), np.int64)
         last = np.zeros(count - first, np.int64)
@@ -123,6 +122,9 @@ class ProgressModel(nn.Module):
             chosen = spread(t + 1, frames)
             rows[i, : len(chosen)], rows[i, len(chosen) :] = chosen, t
             last[i] = len(chosen) - 1
+        needed, rows = np.unique(rows, return_inverse=True)  # online, a window is a few of many frames
+        rows = rows.reshape(count - first, frames)
+        reduced = self.reduce(torch.from_numpy(np.asarray(features[needed], np.float32)))
         sentence = torch.from_numpy(np.asarray(text, np.float32))
         out = []
         for k in range(0, len(rows), READ_ROWS):
