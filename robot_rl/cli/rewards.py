@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,16 @@ def reward(argv: Sequence[str]) -> int:
     return every[arguments.action][1](arguments)
 
 
-def _source(arguments: argparse.Namespace) -> Any:
+@contextlib.contextmanager
+def _source(arguments: argparse.Namespace) -> Iterator[Any]:
+    """The source that was named, closed at the end where it holds a connection."""
     from robot_rl.rewards import load_source
 
-    return load_source(arguments.source)
+    source = load_source(arguments.source)
+    try:
+        yield source
+    finally:
+        getattr(source, "close", lambda: None)()
 
 
 def _episodes(arguments: argparse.Namespace) -> list[str] | None:
@@ -73,8 +80,8 @@ def label(arguments: argparse.Namespace) -> int:
     from robot_rl.replay import EpisodeStore
     from robot_rl.rewards.labelling import label_store
 
-    source = _source(arguments)
-    with EpisodeStore.open(arguments.store, mode="a", recover=False) as store, _display(arguments) as progress:
+    opened = EpisodeStore.open(arguments.store, mode="a", recover=False)
+    with opened as store, _source(arguments) as source, _display(arguments) as progress:
         summary = label_store(
             store, source, episodes=_episodes(arguments), again=arguments.again, verdict=arguments.verdict,
             progress=_counter(progress, "label"),
@@ -88,8 +95,7 @@ def report(arguments: argparse.Namespace) -> int:
     from robot_rl.rewards.labelling import read_episodes
     from robot_rl.rewards.report import judge_source, write_report
 
-    source = _source(arguments)
-    with EpisodeStore.open(arguments.store) as store:
+    with EpisodeStore.open(arguments.store) as store, _source(arguments) as source:
         found = judge_source(source, read_episodes(store, source, _episodes(arguments)), controls=not arguments.no_controls)
     path = write_report(found, arguments.out)
     data = found.to_json()

@@ -206,8 +206,8 @@ class VideoLikelihoodSource:
     name: str = "video_likelihood"
 
     def __post_init__(self) -> None:
-        self.kind, self.coverage = RewardKind.DENSE, "every_step"
-        self.coverage: Coverage
+        self.kind = RewardKind.DENSE
+        self.coverage: Coverage = "every_step"
         state, settings, self._model_id = load_model(self.model, KIND)
         self._network = VideoModel(VideoConfig(**settings["video"]))
         self._network.load_state_dict(state)
