@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from robot_rl.replay.reward_log import LABEL_SOURCE
-from robot_rl.rewards.composition_config import CLOSE_SUFFIX, RECORDED, ChannelConfig, CompositionConfig
+from robot_rl.rewards.composition_config import CLOSE_SUFFIX, CLOSED, CLOSED_PARTLY, RECORDED, ChannelConfig, CompositionConfig
 from robot_rl.types import RewardEvent, RewardKind
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ def channels_of(
     models: dict[str, int] = {}
     labels: list[RewardEvent] = []
     for event in events:
+        if event.source.endswith(CLOSE_SUFFIX) and event.reason in (CLOSED, CLOSED_PARTLY):
+            i = column.get(event.source.removesuffix(CLOSE_SUFFIX))
+            if i is not None and not (config[i].model_id and event.model_id != config[i].model_id):
+                closed[i] = max(closed[i], min(event.step, length))
+            continue
         if not event.valid or event.step > length:
             continue
         if event.source == LABEL_SOURCE:
             labels.append(event)
-        if event.source.endswith(CLOSE_SUFFIX):
-            i = column.get(event.source.removesuffix(CLOSE_SUFFIX))
-            if i is not None:
-                closed[i] = max(closed[i], event.step)
-            continue
         i = column.get(event.source)
         if i is None or (event.step == 0 and config[i].kind is not RewardKind.POTENTIAL):
             continue

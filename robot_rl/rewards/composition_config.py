@@ -12,7 +12,9 @@ from robot_rl.types import RewardKind
 LABEL = "label"
 """The source of verdicts on episodes (:data:`robot_rl.replay.reward_log.LABEL_SOURCE`)."""
 CLOSE_SUFFIX = ".closed"
-"""``<source>.closed`` at step k: the source has said all it will say about steps up to k; its value is the valid share."""
+"""``<source>.closed`` at step k: the source has said all it will say about steps up to k. An event without a value, whose reason is
+``closed`` or ``closed_partly``: whoever only adds up values has nothing to add."""
+CLOSED, CLOSED_PARTLY = "closed", "closed_partly"
 RECORDED = "recorded"
 """The channel of the rewards an episode was recorded with."""
 Missing = Literal["default", "mask", "neutral", "hold", "zero"]

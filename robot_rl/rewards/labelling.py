@@ -12,7 +12,7 @@ import numpy as np
 
 from robot_rl.replay.reward_log import LABEL_SOURCE
 from robot_rl.replay.store import EpisodeStore
-from robot_rl.rewards.composition_config import CLOSE_SUFFIX
+from robot_rl.rewards.composition_config import CLOSE_SUFFIX, CLOSED, CLOSED_PARTLY
 from robot_rl.rewards.source import EpisodeTrace, RewardSource, ScoreBatch
 from robot_rl.types import Episode, RewardEvent, RewardKind
 
@@ -71,9 +71,9 @@ def events_of(source: RewardSource, trace: EpisodeTrace, scores: ScoreBatch, lat
         events.append(RewardEvent(step=step, source=source.name, value=value, kind=kind, valid=valid, reason=reason, stamp_ns=stamp, **common))  # type: ignore[arg-type]
     share = float(np.mean(scores.valid)) if len(scores.valid) else 1.0
     if share > 0:  # a source that failed wherever it looked has not said anything
-        events.append(
-            RewardEvent(step=trace.length, source=source.name + CLOSE_SUFFIX, value=share, kind=RewardKind.POTENTIAL, **common)  # type: ignore[arg-type]
-        )
+        reason = CLOSED if share == 1.0 else CLOSED_PARTLY
+        end = {"step": trace.length, "source": source.name + CLOSE_SUFFIX, "value": float("nan"), "valid": False, "reason": reason}
+        events.append(RewardEvent(**end, **common))  # type: ignore[arg-type]
     if verdict and scores.success is not None:
         step = scores.success_step if scores.success and scores.success_step > 0 else trace.length
         events.append(RewardEvent(step=step, source=LABEL_SOURCE, value=float(scores.success), **common))  # type: ignore[arg-type]
@@ -137,5 +137,5 @@ def label_store(
 def _labelled(store: EpisodeStore, episode_id: str, source: str, model_id: str) -> bool:
     """Whether this model has closed the episode with every answer valid."""
     return any(
-        e.source == source + CLOSE_SUFFIX and e.model_id == model_id and e.valid and e.value == 1.0 for e in store.rewards(episode_id)
+        e.source == source + CLOSE_SUFFIX and e.model_id == model_id and e.reason == CLOSED for e in store.rewards(episode_id)
     )

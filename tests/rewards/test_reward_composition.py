@@ -32,6 +32,10 @@ def event(source: str, step: int, value: float, kind: RewardKind, **more) -> Rew
     return RewardEvent("e", step, source, value, kind, event_id=more.pop("event_id", new_ulid()), **more)
 
 
+def closed(source: str, step: int) -> RewardEvent:
+    return event(f"{source}.closed", step, float("nan"), RewardKind.SUCCESS, valid=False, reason="closed")
+
+
 def episode(name: str = "e", length: int = LENGTH, terminated: bool = False) -> Episode:
     rng = np.random.default_rng(0)
     done = np.zeros(length, bool)
@@ -76,8 +80,8 @@ def some_events(seed: int) -> list[RewardEvent]:
             events += [late, event("push", k, float("nan"), RewardKind.DENSE, valid=False, reason="error", revokes=late.event_id)]
     if rng.random() < 0.7:
         events.append(event("clf", int(rng.integers(1, LENGTH + 1)), 1.0, RewardKind.SUCCESS))
-    events.append(event("clf.closed", LENGTH, 1.0, RewardKind.POTENTIAL))
-    events.append(event("grip.closed", LENGTH, 1.0, RewardKind.POTENTIAL))
+    events.append(closed("clf", LENGTH))
+    events.append(closed("grip", LENGTH))
     return events
 
 
@@ -130,7 +134,7 @@ def test_what_is_unknown_is_not_sampled_until_it_is_known():
     composer, held = filled(CompositionConfig((ChannelConfig("clf", RewardKind.SUCCESS),)), n=1)
     assert held.total_starts == 0
     assert not composer.valid.enough
-    composer.add(event("clf.closed", LENGTH, 1.0, RewardKind.POTENTIAL))
+    composer.add(closed("clf", LENGTH))
     assert held.total_starts == LENGTH
     assert composer.valid.enough
     assert not held.sample(50, np.random.default_rng(0)).reward.any(), "nothing happened: that is a zero, and known"
@@ -211,7 +215,7 @@ def test_shaping_with_any_potential_leaves_the_best_policy_alone_and_keeping_it_
 def test_silence_of_a_source_is_nothing_only_when_it_is_done():
     channel = ChannelConfig("grip", RewardKind.PENALTY, missing="mask")
     config = CompositionConfig((channel,))
-    partly = channels_of(LENGTH, [event("grip.closed", 4, 1.0, RewardKind.POTENTIAL)], [channel])
+    partly = channels_of(LENGTH, [closed("grip", 4)], [channel])
     assert np.isfinite(compose(partly, config, GAMMA, False).reward).tolist() == [True] * 4 + [False] * (LENGTH - 4)
 
 
