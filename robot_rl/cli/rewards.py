@@ -35,7 +35,7 @@ def reward(argv: Sequence[str]) -> int:
     added["label"].add_argument("--verdict", action="store_true", help="record its judgement as the episodes' success")
     added["report"].add_argument("--out", default="reward_reports", help="folder for <source>.json and <source>.html")
     added["report"].add_argument("--no-controls", action="store_true", help="leave out reversed, shuffled and wrong-instruction copies")
-    added["train"].add_argument("--kind", required=True, choices=("classifier", "progress", "preference", "video_likelihood"))
+    added["train"].add_argument("--kind", required=True, choices=("classifier", "process", "progress", "preference", "video_likelihood"))
     added["train"].add_argument("--out", required=True, help="folder of the model")
     added["train"].add_argument("--cameras", required=True, metavar="NAME,NAME", help="image features to look at")
     added["train"].add_argument("--encoder", default="{}", metavar="JSON", help='such as {"kind": "squeezenet", "weights": "..."}')
@@ -45,6 +45,8 @@ def reward(argv: Sequence[str]) -> int:
     added["train"].add_argument("--every", type=int, default=1, help="take every n-th frame (progress)")
     added["train"].add_argument("--steps", type=int, default=1500, help="gradient steps at most")
     added["train"].add_argument("--seconds", type=float, default=600.0, help="seconds at most")
+    added["train"].add_argument("--gripper", type=int, default=-1, help="index of the gripper's opening in observation.state (process)")
+    added["train"].add_argument("--position", default="", metavar="I,J,K", help="indices of the hand's place in it (process)")
     added["train"].add_argument("--vlm", default="{}", metavar="JSON", help="server and budget, as `vlm:` of a source (preference)")
     added["train"].add_argument("--pairs", type=int, default=200, help="pairs of frames to ask about (preference)")
     added["train"].add_argument("--goal", default="", help="where episodes name no task (preference)")
@@ -114,6 +116,13 @@ def _mapping(text: str, flag: str) -> dict[str, Any]:
     return value
 
 
+def _indices(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(i) for i in text.split(",") if i)
+    except ValueError as error:
+        raise UsageError(f"--position={text!r}: accepted are whole numbers, such as 0,1,2") from error
+
+
 def train(arguments: argparse.Namespace) -> int:
     from robot_rl.replay import EpisodeStore
     from robot_rl.rewards.learned import FitBudget
@@ -123,6 +132,7 @@ def train(arguments: argparse.Namespace) -> int:
         kind=arguments.kind, cameras=tuple(c for c in arguments.cameras.split(",") if c), encoder=_mapping(arguments.encoder, "--encoder"),
         grid=arguments.grid, model=_mapping(arguments.options, "--options"), positive_frames=arguments.positive_frames,
         every=arguments.every, seed=arguments.seed, vlm=_mapping(arguments.vlm, "--vlm"), pairs=arguments.pairs, goal=arguments.goal,
+        gripper=arguments.gripper, position=_indices(arguments.position),
     )  # fmt: skip
     with EpisodeStore.open(arguments.store) as store:
         model_id, fitted = train_model(

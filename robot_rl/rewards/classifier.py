@@ -118,10 +118,10 @@ class ClassifierSource:
         return dataclasses.replace(nothing, success=False) if whole else nothing
 
 
-def save_classifier(folder: str | os.PathLike[str], model: SuccessClassifier, features: FrameFeatures) -> str:
-    """Write a model folder for :class:`ClassifierSource`; gives its identity."""
+def save_classifier(folder: str | os.PathLike[str], model: SuccessClassifier, features: FrameFeatures, **more: Any) -> str:
+    """Write a model folder for :class:`ClassifierSource` (``more``: further settings to keep); gives its identity."""
     settings = {
         "features": features.config.to_json(), "encoder_id": features.encoder.model_id,
-        "classifier": dataclasses.asdict(model.config), "map": list(model.kernels[0].shape[1:3]),
+        "classifier": dataclasses.asdict(model.config), "map": list(model.kernels[0].shape[1:3]), **more,
     }  # fmt: skip
     return save_model(folder, KIND, model.state_dict(), settings)

@@ -27,6 +27,7 @@ _KINDS: dict[str, str | Factory] = {
     "human": "robot_rl.rewards.human:HumanSource",
     "classifier": "robot_rl.rewards.classifier:ClassifierSource",
     "progress": "robot_rl.rewards.progress:ProgressSource",
+    "process": "robot_rl.rewards.process:ProcessSource",
     "goal_image": "robot_rl.rewards.goal:GoalImageSource",
     "clip_goal": "robot_rl.rewards.goal:ClipGoalSource",
     "preference": "robot_rl.rewards.preference:PreferenceSource",

@@ -17,6 +17,7 @@ from robot_rl.rewards.features import FeatureConfig, FrameFeatures
 from robot_rl.rewards.learned import FitBudget, FitReport
 from robot_rl.rewards.progress import save_progress
 from robot_rl.rewards.progress_model import Clip, ProgressConfig, fit_progress
+from robot_rl.rewards.stages import keyframe_labels, keyframes
 from robot_rl.rewards.video_likelihood import VideoConfig, fit_video, save_video
 from robot_rl.types import OBSERVATION_STATE, Episode
 
@@ -33,11 +34,12 @@ class TrainOptions:
     model: settings of the model's own configuration class, by name.
     positive_frames: of a success, so many last observations count as success; every frame of a failure counts as none.
     every: every n-th frame of a demonstration is learned from.
+    gripper, position: of ``process``: which numbers of ``observation.state`` are the gripper's opening and the hand's place.
     vlm, pairs, goal: of ``preference``: the model server that compares, how many pairs it is asked about, and the goal where
         episodes name no task.
     """
 
-    kind: Literal["classifier", "progress", "preference", "video_likelihood"]
+    kind: Literal["classifier", "process", "progress", "preference", "video_likelihood"]
     cameras: tuple[str, ...]
     encoder: dict[str, Any] = field(default_factory=dict)
     grid: int = 2
@@ -45,6 +47,8 @@ class TrainOptions:
     positive_frames: int = 5
     every: int = 1
     seed: int = 0
+    gripper: int = -1
+    position: tuple[int, ...] = ()
     vlm: dict[str, Any] = field(default_factory=dict)
     pairs: int = 200
     goal: str = ""
@@ -63,7 +67,7 @@ def train_model(
     if absent:
         raise ValueError(f"cameras={', '.join(absent)}: the store has {', '.join(sorted(store.observation_features))}")
     keys = list(features.cameras)
-    if options.kind == "classifier" and int(options.model.get("state", 0)):
+    if options.kind == "process" or (options.kind == "classifier" and int(options.model.get("state", 0))):
         keys.append(OBSERVATION_STATE)
     read = [store.read(e, keys) for e in (store.episode_ids() if episodes is None else episodes)]
     if options.kind == "classifier":
@@ -73,6 +77,8 @@ def train_model(
     good = [e for e in read if e.meta.success]
     if not good:
         raise ValueError(f"none of {len(read)} episodes is recorded as a success: {options.kind} learns from successes")
+    if options.kind == "process":
+        return _process(good, features, options, budget, out)
     if options.kind == "progress":
         return _progress(good, features, options, budget, out)
     clips = [np.asarray(e.observations[features.cameras[0]])[:: options.every] for e in good]
@@ -116,6 +122,39 @@ def _classifier(
     reader = FrameFeatures(features)
     model, report = fit_classifier(frames, reader.encoder, config, budget, seed=options.seed)
     return save_classifier(out, model, reader), report
+
+
+def _process(
+    episodes: list[Episode], features: FeatureConfig, options: TrainOptions, budget: FitBudget, out: Path
+) -> tuple[str, FitReport]:
+    """Find where sub-tasks end in successes, and learn what the moments before look like."""
+    size = episodes[0].observations[OBSERVATION_STATE].shape[1]
+    if not 0 <= options.gripper < size or len(options.position) != 3 or not all(0 <= i < size for i in options.position):
+        raise ValueError(
+            f"gripper={options.gripper}, position={list(options.position)}: accepted are one and three indices into the {size} numbers "
+            f"of {OBSERVATION_STATE}"
+        )
+    labels, counts = [], []
+    for e in episodes:
+        hz = e.meta.control_hz
+        if hz <= 0:
+            raise ValueError(f"episode {e.meta.episode_id} has control_hz={hz}: accepted are positive rates")
+        state = np.asarray(e.observations[OBSERVATION_STATE], np.float64)
+        found = keyframes(state[:, options.gripper], state[:, list(options.position)], hz)
+        labels.append(keyframe_labels(len(state), found, hz))
+        counts.append(len(found))
+    if not any(counts):
+        raise ValueError(f"no sub-task ends in any of {len(episodes)} successes: look at gripper and position")
+    config = ClassifierConfig(**options.model)
+    frames = LabelledFrames(
+        {c: np.concatenate([np.asarray(e.observations[c]) for e in episodes]) for c in features.cameras}, np.concatenate(labels),
+        np.repeat(np.arange(len(episodes)), [len(rows) for rows in labels]),
+        np.concatenate([e.observations[OBSERVATION_STATE][:, : config.state] for e in episodes]) if config.state else None,
+    )  # fmt: skip
+    reader = FrameFeatures(features)
+    model, report = fit_classifier(frames, reader.encoder, config, budget, seed=options.seed)
+    report.metrics["keyframes"] = float(np.mean(counts))
+    return save_classifier(out, model, reader, keyframes=float(np.mean(counts))), report
 
 
 def _preference(

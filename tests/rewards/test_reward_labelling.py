@@ -307,6 +307,37 @@ def test_real_rice_frames_in_both_orders(data_dir, server):
     assert total == 45
 
 
+def test_a_process_reward_pays_for_each_sub_task_once(tmp_path):
+    rng = np.random.default_rng(1)
+    features = {CAMERA: FeatureSpec((48, 48, 3), "uint8"), "observation.state": FeatureSpec((4,))}
+    stops = (18, 40)
+    with EpisodeStore.create(tmp_path / "s", observation_features=features, action=ActionSpec((-1, -1), (1, 1))) as store:
+        for _ in range(8):
+            base = recording(rng, True, 59)
+            at, frames = np.zeros(60), base.observations[CAMERA].copy()
+            for a, b, p, q in ((0, 18, 0, 1), (26, 40, 1, 2)):
+                s = np.clip((np.arange(60) - a) / (b - a), 0, 1)
+                at = np.where(np.arange(60) >= a, p + (q - p) * (3 * s**2 - 2 * s**3), at)
+            for frame, x in zip(frames, at, strict=True):
+                frame[:] = 50 + rng.integers(0, 8)
+                frame[20:28, int(2 + 18 * x) : int(10 + 18 * x)] = (220, 40, 30)
+            state = np.stack([np.ones(60), at, np.zeros(60), np.zeros(60)], 1).astype(np.float32)
+            observations = {CAMERA: frames, "observation.state": state}
+            store.add(Episode.from_arrays(base.meta, observations, base.action, stamp_ns=base.stamp_ns, truncated=base.truncated))
+            base.meta.episode_id = ""
+    options = ["--options", '{"width": 32, "crops": 1, "learning_rate": 2e-3}', "--steps", "200", "--gripper", "0", "--position", "1,2,3"]
+    common = ["--cameras", CAMERA, "--encoder", '{"size": 48}', "--out", str(tmp_path / "m"), "--json"]
+    assert main(["reward", "train", str(tmp_path / "s"), "--kind", "process", *options, *common]) == 0
+    (tmp_path / "process.yaml").write_text(f"kind: process\nmodel: {tmp_path / 'm'}\n")
+    source = load_source(str(tmp_path / "process.yaml"))
+    assert source.keyframes == pytest.approx(2.0, abs=0.5)
+    with EpisodeStore.open(tmp_path / "s") as store:
+        for episode_id in store.episode_ids()[:3]:
+            scores = source.score_episode(trace_of(store.read(episode_id)))
+            assert 0.5 <= float(scores.value.sum()) <= 1.5
+            assert all(min(abs(step - s) for s in stops) <= 8 for step in scores.steps.tolist())
+
+
 def redness(image: np.ndarray) -> float:
     """Where the red block is: 0 left, 1 right."""
     red = (image[..., 0].astype(int) - image[..., 1]) > 60
