@@ -82,7 +82,7 @@ def test_success_classifier_on_dots():
                 return encoder.network.layers[:4](fitted(frames, 32, "squash") / 128 - 1)
 
     frames = LabelledFrames({"c": images}, positive, np.arange(700) // 20)
-    config = ClassifierConfig(learning_rate=1e-3, crops=2, pad=1, width=64)
+    config = ClassifierConfig(learning_rate=1e-3, crops=1, width=64, batch=128)
     model, report = fit_classifier(frames, Early(), config, FitBudget(300), seed=0)
     assert report.metrics["auc"] >= 0.97
     fresh, truth = dots(400, 1)
@@ -261,7 +261,8 @@ def test_goal_baseline_identities():
 # ---- preferences
 
 
-def test_bradley_terry_recovers_the_order_from_noisy_pairs():
+@pytest.mark.slow
+def test_bradley_terry_on_pictures_recovers_the_order_from_noisy_pairs():
     rng = np.random.default_rng(0)
 
     def pictures(n):
@@ -272,8 +273,8 @@ def test_bradley_terry_recovers_the_order_from_noisy_pairs():
             image[int(y) - 2 : int(y) + 2, int(x) - 2 : int(x) + 2] = (230, 60, 40)
         return images.transpose(0, 3, 1, 2).astype(np.float32) / 255, -np.linalg.norm(at - 25, axis=1) / 32
 
-    items, truth = pictures(600)
-    chosen = choose_pairs(600, 1000, rng)
+    items, truth = pictures(500)
+    chosen = choose_pairs(500, 1000, rng)
     gap = truth[chosen[:, 1]] - truth[chosen[:, 0]]
     chosen, gap = chosen[np.abs(gap) > 0.02], gap[np.abs(gap) > 0.02]
     label = (gap > 0) ^ (rng.random(len(gap)) < 0.1)
@@ -287,6 +288,21 @@ def test_bradley_terry_recovers_the_order_from_noisy_pairs():
     again = model.reward(fresh)[0]
     np.testing.assert_array_equal(mean, again)
     assert report.metrics["train_accuracy"] > 0.7
+
+
+def test_bradley_terry_recovers_the_order_from_noisy_pairs():
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(400, 6)).astype(np.float32)
+    truth = items[:, 0] - 0.5 * np.abs(items[:, 1])
+    chosen = choose_pairs(300, 1000, rng)
+    gap = truth[chosen[:, 1]] - truth[chosen[:, 0]]
+    label = (gap > 0) ^ (rng.random(len(gap)) < 0.1)
+    config = PreferenceConfig(learning_rate=1e-3, epochs=10, width=64)
+    model, _ = fit_preferences(items, Pairs(chosen[:, 0], chosen[:, 1], label.astype(int)), config, FitBudget(400))
+    mean, spread = model.reward(items[300:])
+    assert spearman(mean, truth[300:]) >= 0.9
+    assert spread.mean() > 0
+    np.testing.assert_array_equal(mean, model.reward(items[300:])[0])
 
 
 def test_undecided_pairs_alone_are_refused_and_ties_pull_together():
@@ -448,7 +464,7 @@ def test_keyframes_of_a_scripted_pick_and_place():
                 s = 3 * s**2 - 2 * s**3
                 at = np.array(p) * (1 - s) + np.array(q) * s
         position[t] = at
-    opening[33:70] = 0.0
+    opening[33:69] = 0.0
     found = keyframes(opening, position, hz)
     truth = [29, 66, 102]
     assert len(found) == len(truth), found
@@ -488,14 +504,14 @@ def test_stage_map_is_continuous_and_monotone():
 def test_feedback_delay_is_found():
     rng = np.random.default_rng(0)
     right = 0
-    for trial in range(100):
+    for trial in range(40):
         d = 1 + trial % 8
         u = rng.normal(size=612)
         h = np.full(612, np.nan)
         h[d:] = u[:-d] + rng.normal(size=612 - d)
         h[rng.random(612) < 0.2] = np.nan
         right += abs(estimate_delay(u, h) - d) <= 1
-    assert right >= 95
+    assert right >= 38
     with pytest.raises(ValueError, match="never changes"):
         estimate_delay(np.arange(20.0), np.zeros(20))
 
