@@ -99,9 +99,9 @@ def test_labelling_again_skips_and_relabelling_replaces(folder, models):
         first = store.episode_ids()[:3]
         label_store(store, source, episodes=first)
         assert label_store(store, source, episodes=first).skipped == 3
-        before = [(e.step, e.value) for e in store.rewards(first[0])]
+        before = [(e.step, e.source, e.value) for e in store.rewards(first[0]) if e.valid]
         assert label_store(store, source, episodes=first, again=True).episodes == 3
-        assert [(e.step, e.value) for e in store.rewards(first[0])] == before
+        assert [(e.step, e.source, e.value) for e in store.rewards(first[0]) if e.valid] == before
 
 
 def test_frame_by_frame_equals_the_whole_episode_and_the_future_changes_nothing(folder, models):
@@ -270,16 +270,16 @@ def test_asking_in_both_orders_removes_position_bias(server):
     server.knobs.position_bias = 0.3
     rng = np.random.default_rng(0)
     frames = bars(40)
-    chosen = choose_pairs(40, 400, rng)
+    chosen = choose_pairs(40, 200, rng)
     truth = chosen[:, 1] > chosen[:, 0]
     views = [[f] for f in frames]
     source = asking(server, "shuffled")
     plain, _ = label_pairs(source.client, TASK, views, chosen, LabelConfig(swap_first=0, swap_share=0.0))
-    both, report = label_pairs(source.client, TASK, views, chosen, LabelConfig(swap_first=400))
-    assert (plain.label == truth).mean() == pytest.approx(0.85, abs=0.05)
+    both, report = label_pairs(source.client, TASK, views, chosen, LabelConfig(swap_first=200))
+    assert (plain.label == truth).mean() == pytest.approx(0.85, abs=0.08)
     assert (both.label == (both.second > both.first)).all(), "what survives is right"
-    assert report.asked == 400
-    assert 0.35 <= len(both.label) / 400 <= 0.85
+    assert report.asked == 200
+    assert 0.55 <= len(both.label) / 200 <= 0.85
     same, twin = label_pairs(source.client, TASK, [[frames[0]], [frames[0]]], np.array([[0, 1]]))
     assert (len(same.label), twin.invalid) == (0, {"identical_images": 1})
 
