@@ -31,7 +31,7 @@ _KINDS: dict[str, str | Factory] = {
     "goal_image": "robot_rl.rewards.goal:GoalImageSource",
     "clip_goal": "robot_rl.rewards.goal:ClipGoalSource",
     "preference": "robot_rl.rewards.preference:PreferenceSource",
-    "vlm_progress": "robot_rl.rewards.vlm_progress:VlmProgressSource",
+    "vlm": "robot_rl.rewards.vlm_progress:VlmProgressSource",
     "video_similarity": "robot_rl.rewards.video_similarity:VideoSimilaritySource",
     "video_likelihood": "robot_rl.rewards.video_likelihood:VideoLikelihoodSource",
     "feedback_model": "robot_rl.rewards.feedback:FeedbackModelSource",

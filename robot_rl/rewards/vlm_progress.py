@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ class VlmProgressSource:
 
     vlm: dict[str, Any]
     camera: str
-    name: str = "vlm_progress"
+    name: str = "vlm"
     goal: str = ""
     method: Method = "shuffled"
     frames: int = 15
@@ -116,6 +117,15 @@ class VlmProgressSource:
 
     def describe(self) -> SourceInfo:
         return SourceInfo(f"{self.client.config.model_id}/{self.method}", self._prompt, deterministic=False)
+
+    def connect(self, endpoint: str = "", model: str = "", max_qps: float = 0.0, max_in_flight: int = 0, cache: str = "") -> None:
+        """Change where and how hard the server is asked; empty and 0 leave what was configured. The budget stays."""
+        given = {"base_url": endpoint, "model": model, "rate_per_s": max_qps, "in_flight": max_in_flight, "cache": cache}
+        changed = {name: value for name, value in given.items() if value}
+        if changed.get("cache") == "replay" or any(getattr(self.client.config, k) != v for k, v in changed.items()):
+            config = dataclasses.replace(self.client.config, **changed)  # type: ignore[arg-type]
+            self.client.close()
+            self.client = VlmClient(config)
 
     def figures(self) -> dict[str, Any]:
         """For the node's diagnostics."""

@@ -245,6 +245,14 @@ def test_vlm_progress_of_every_kind(server):
     assert set(failed.reason) == {"http_5xx"}
 
 
+def test_a_node_tells_the_source_where_the_server_is(server):
+    source = VlmProgressSource(vlm("http://127.0.0.1:9"), CAMERA, goal=TASK)
+    source.connect(endpoint=server.url, model="other", max_qps=50.0, max_in_flight=2, cache="off")
+    assert source.describe().model_id == "other/shuffled"
+    assert source.score_episode(EpisodeTrace("e", {CAMERA: bars(4)}, np.arange(4), TASK)).valid.all()
+    assert source.figures()["requests"] == 1
+
+
 class Positional:
     """A model that answers by position, whatever it is shown."""
 
@@ -367,5 +375,5 @@ def test_a_reward_learned_from_a_vlms_comparisons(folder, tmp_path, capsys):
 
 
 def test_installed_kinds_are_told():
-    assert {"classifier", "progress", "goal_image", "preference", "vlm_progress", "video_likelihood"} <= set(source_kinds())
+    assert {"classifier", "progress", "goal_image", "preference", "vlm", "video_likelihood"} <= set(source_kinds())
     assert Knobs.FAULTS
