@@ -122,7 +122,7 @@ class VlmProgressSource:
         """Change where and how hard the server is asked; empty and 0 leave what was configured. The budget stays."""
         given = {"base_url": endpoint, "model": model, "rate_per_s": max_qps, "in_flight": max_in_flight, "cache": cache}
         changed = {name: value for name, value in given.items() if value}
-        if changed.get("cache") == "replay" or any(getattr(self.client.config, k) != v for k, v in changed.items()):
+        if any(getattr(self.client.config, k) != v for k, v in changed.items()):
             config = dataclasses.replace(self.client.config, **changed)  # type: ignore[arg-type]
             self.client.close()
             self.client = VlmClient(config)
