@@ -55,7 +55,9 @@ def score(source: RewardSource, frames: list[np.ndarray]) -> list[float]:
     """Seconds for every frame."""
     taken = []
     for k, frame in enumerate(frames):
-        batch = FrameBatch({c: frame[i : i + 1] for i, c in enumerate(CAMERAS)}, np.array([k]), np.array([k * 33_000_000]), "", "e")
+        batch = FrameBatch(
+            {c: frame[i : i + 1] for i, c in enumerate(CAMERAS)}, np.array([k]), np.array([k * 33_000_000]), "", "e"
+        )
         began = time.perf_counter()
         source.score(batch)
         taken.append(time.perf_counter() - began)

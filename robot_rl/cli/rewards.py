@@ -14,7 +14,9 @@ from robot_rl.cli.output import FAILED, OK, UsageError, emit
 
 
 def reward(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("robot-rl reward", description="Rewards for recorded episodes, and what they are worth.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "robot-rl reward", description="Rewards for recorded episodes, and what they are worth.", allow_abbrev=False
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     every = {
         "label": ("score the episodes of a store with a source; the events go beside the episodes", label),
@@ -30,33 +32,53 @@ def reward(argv: Sequence[str]) -> int:
             action.add_argument("store", help="folder of the episode store")
             action.add_argument("--episodes", default="", metavar="ID,ID", help="only these episodes")
     for name in ("label", "report"):
-        added[name].add_argument("--source", required=True, help="configs/rewards/<name>.yaml, a path to one, or an installed kind")
+        added[name].add_argument(
+            "--source", required=True, help="configs/rewards/<name>.yaml, a path to one, or an installed kind"
+        )
     added["label"].add_argument("--again", action="store_true", help="also episodes that this very model has labelled already")
     added["label"].add_argument("--verdict", action="store_true", help="record its judgement as the episodes' success")
     added["report"].add_argument("--out", default="reward_reports", help="folder for <source>.json and <source>.html")
-    added["report"].add_argument("--no-controls", action="store_true", help="leave out reversed, shuffled and wrong-instruction copies")
-    added["train"].add_argument("--kind", required=True, choices=("classifier", "process", "progress", "preference", "video_likelihood"))
+    added["report"].add_argument(
+        "--no-controls", action="store_true", help="leave out reversed, shuffled and wrong-instruction copies"
+    )
+    added["train"].add_argument(
+        "--kind", required=True, choices=("classifier", "process", "progress", "preference", "video_likelihood")
+    )
     added["train"].add_argument("--out", required=True, help="folder of the model")
     added["train"].add_argument("--cameras", required=True, metavar="NAME,NAME", help="image features to look at")
-    added["train"].add_argument("--encoder", default="{}", metavar="JSON", help='such as {"kind": "squeezenet", "weights": "..."}')
-    added["train"].add_argument("--grid", type=int, default=2, help="cells a side that feature maps are averaged over (progress)")
+    added["train"].add_argument(
+        "--encoder", default="{}", metavar="JSON", help='such as {"kind": "squeezenet", "weights": "..."}'
+    )
+    added["train"].add_argument(
+        "--grid", type=int, default=2, help="cells a side that feature maps are averaged over (progress)"
+    )
     added["train"].add_argument("--options", default="{}", metavar="JSON", help="settings of the model, by name")
-    added["train"].add_argument("--positive-frames", type=int, default=5, help="last frames of a success that count as success (classifier)")
+    added["train"].add_argument(
+        "--positive-frames", type=int, default=5, help="last frames of a success that count as success (classifier)"
+    )
     added["train"].add_argument("--every", type=int, default=1, help="take every n-th frame (progress)")
     added["train"].add_argument("--steps", type=int, default=1500, help="gradient steps at most")
     added["train"].add_argument("--seconds", type=float, default=600.0, help="seconds at most")
-    added["train"].add_argument("--gripper", type=int, default=-1, help="index of the gripper's opening in observation.state (process)")
+    added["train"].add_argument(
+        "--gripper", type=int, default=-1, help="index of the gripper's opening in observation.state (process)"
+    )
     added["train"].add_argument("--position", default="", metavar="I,J,K", help="indices of the hand's place in it (process)")
-    added["train"].add_argument("--vlm", default="{}", metavar="JSON", help="server and budget, as `vlm:` of a source (preference)")
+    added["train"].add_argument(
+        "--vlm", default="{}", metavar="JSON", help="server and budget, as `vlm:` of a source (preference)"
+    )
     added["train"].add_argument("--pairs", type=int, default=200, help="pairs of frames to ask about (preference)")
     added["train"].add_argument("--goal", default="", help="where episodes name no task (preference)")
     added["train"].add_argument("--seed", type=int, default=0)
     fake = added["fake-vlm"]
     fake.add_argument("--host", default="127.0.0.1")
     fake.add_argument("--port", type=int, default=8000)
-    fake.add_argument("--judge", default="brightness", help="brightness, pixel_threshold, goal_distance:<picture>, scripted:<JSON file>")
+    fake.add_argument(
+        "--judge", default="brightness", help="brightness, pixel_threshold, goal_distance:<picture>, scripted:<JSON file>"
+    )
     fake.add_argument("--seed", type=int, default=0)
-    fake.add_argument("--knob", action="append", default=[], metavar="NAME=VALUE", help="such as p_500=0.1; POST /_knobs changes them later")
+    fake.add_argument(
+        "--knob", action="append", default=[], metavar="NAME=VALUE", help="such as p_500=0.1; POST /_knobs changes them later"
+    )
     fake.add_argument("--anywhere", action="store_true", help="allow a host that is not loopback")
     arguments = parser.parse_args(list(argv))
     return every[arguments.action][1](arguments)
@@ -101,7 +123,9 @@ def report(arguments: argparse.Namespace) -> int:
         found = judge_source(source, read_episodes(store, source, _episodes(arguments)), controls=not arguments.no_controls)
     path = write_report(found, arguments.out)
     data = found.to_json()
-    shown = {k: v for k, v in data.items() if k not in ("per_episode", "false_positive_frames", "calibration", "invalid", "cost")}
+    shown = {
+        k: v for k, v in data.items() if k not in ("per_episode", "false_positive_frames", "calibration", "invalid", "cost")
+    }
     emit({**shown, "report": str(path), "page": str(path.with_suffix(".html"))}, arguments.json)
     return FAILED if found.findings() else OK
 
@@ -138,7 +162,17 @@ def train(arguments: argparse.Namespace) -> int:
         model_id, fitted = train_model(
             store, options, FitBudget(arguments.steps, arguments.seconds), Path(arguments.out), _episodes(arguments)
         )
-    emit({"model_id": model_id, "model": arguments.out, "steps": fitted.steps, "seconds": fitted.seconds, "stopped": fitted.stopped, **fitted.metrics}, arguments.json)
+    emit(
+        {
+            "model_id": model_id,
+            "model": arguments.out,
+            "steps": fitted.steps,
+            "seconds": fitted.seconds,
+            "stopped": fitted.stopped,
+            **fitted.metrics,
+        },
+        arguments.json,
+    )
     return OK
 
 
@@ -156,10 +190,14 @@ def fake_vlm(arguments: argparse.Namespace) -> int:
     elif name == "scripted" and given:
         judge = scripted(json.loads(Path(given).read_text(encoding="utf-8")))
     else:
-        raise UsageError(f"--judge={arguments.judge!r}: accepted are {', '.join(JUDGES)}, goal_distance:<picture>, scripted:<JSON file>")
+        raise UsageError(
+            f"--judge={arguments.judge!r}: accepted are {', '.join(JUDGES)}, goal_distance:<picture>, scripted:<JSON file>"
+        )
     knobs = Knobs()
     knobs.set({k: float(v) for k, _, v in (item.partition("=") for item in arguments.knob)})
-    with FakeVlmServer(judge, knobs=knobs, host=arguments.host, port=arguments.port, seed=arguments.seed, anywhere=arguments.anywhere) as server:
+    with FakeVlmServer(
+        judge, knobs=knobs, host=arguments.host, port=arguments.port, seed=arguments.seed, anywhere=arguments.anywhere
+    ) as server:
         emit({"url": server.url, "stats": f"{server.url}/_stats"}, arguments.json)
         threading.Event().wait()
     return OK

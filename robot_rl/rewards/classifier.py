@@ -76,10 +76,15 @@ class ClassifierSource:
         out = []
         count = len(observations[self.features.config.cameras[0]])
         for i in range(0, count, 64):
-            maps = [camera_maps(self.features.encoder, observations[c][i : i + 64], self.config) for c in self.features.config.cameras]
+            maps = [
+                camera_maps(self.features.encoder, observations[c][i : i + 64], self.config)
+                for c in self.features.config.cameras
+            ]
             state = None
             if self.config.state:
-                state = torch.from_numpy(np.asarray(observations[OBSERVATION_STATE][i : i + 64, : self.config.state], np.float32))
+                state = torch.from_numpy(
+                    np.asarray(observations[OBSERVATION_STATE][i : i + 64, : self.config.state], np.float32)
+                )
             out.append(self._network.probability(maps, state))
         return np.concatenate(out) if out else np.zeros(0, np.float32)
 
@@ -111,7 +116,9 @@ class ClassifierSource:
                 unreadable.append(int(steps[i]))
             elif said and steps[i] > 0:
                 one = np.array([steps[i]], np.int64)
-                return ScoreBatch(one, np.ones(1, np.float32), np.ones(1, bool), ("",), True, int(steps[i]), self.end_on_success)
+                return ScoreBatch(
+                    one, np.ones(1, np.float32), np.ones(1, bool), ("",), True, int(steps[i]), self.end_on_success
+                )
         if unreadable:
             return ScoreBatch.failed(np.array(unreadable, np.int64), "guard_unavailable")
         nothing = ScoreBatch.none()

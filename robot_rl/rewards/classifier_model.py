@@ -54,7 +54,9 @@ class SuccessClassifier(nn.Module):
         super().__init__()
         self.config = config
         scale = (size[0] * size[1]) ** -0.5
-        self.kernels = nn.ParameterList(nn.Parameter(torch.randn(channels, *size, config.kernels) * scale) for _ in range(cameras))
+        self.kernels = nn.ParameterList(
+            nn.Parameter(torch.randn(channels, *size, config.kernels) * scale) for _ in range(cameras)
+        )
         self.embed = nn.ModuleList(nn.Linear(channels * config.kernels, config.width) for _ in range(cameras))
         self.head = nn.Sequential(
             nn.Linear(cameras * config.width + config.state, config.width), nn.Dropout(config.dropout), nn.LayerNorm(config.width),
@@ -118,7 +120,11 @@ class LabelledFrames:
 
     def __post_init__(self) -> None:
         n = len(self.positive)
-        for name, rows in {**self.images, "episode": self.episode, **({} if self.state is None else {"state": self.state})}.items():
+        for name, rows in {
+            **self.images,
+            "episode": self.episode,
+            **({} if self.state is None else {"state": self.state}),
+        }.items():
             if len(rows) != n:
                 raise ValueError(f"{name} has {len(rows)} rows: accepted are {n}, one a label")
         if not self.positive.any() or self.positive.all():
@@ -146,7 +152,13 @@ def split_by_episode(frames: LabelledFrames, share: float, seed: int) -> tuple[n
 
 
 def fit_classifier(
-    frames: LabelledFrames, encoder: ImageEncoder, config: ClassifierConfig, budget: FitBudget, *, seed: int = 0, share: float = 0.25
+    frames: LabelledFrames,
+    encoder: ImageEncoder,
+    config: ClassifierConfig,
+    budget: FitBudget,
+    *,
+    seed: int = 0,
+    share: float = 0.25,
 ) -> tuple[SuccessClassifier, FitReport]:
     """Train, stop at the best validation loss, calibrate. Cameras are read in the order of ``frames.images``.
 
@@ -162,7 +174,9 @@ def fit_classifier(
     maps = [torch.cat([v[c] for v in versions]) for c in range(len(frames.images))]
     check = [camera_maps(encoder, v[held], config) for v in frames.images.values()]
     labels = np.tile(frames.positive[train], config.crops)
-    state = None if frames.state is None else torch.from_numpy(np.tile(frames.state[train].astype(np.float32), (config.crops, 1)))
+    state = (
+        None if frames.state is None else torch.from_numpy(np.tile(frames.state[train].astype(np.float32), (config.crops, 1)))
+    )
     check_state = None if frames.state is None else torch.from_numpy(frames.state[held].astype(np.float32))
     truth = torch.from_numpy(frames.positive[held].astype(np.float32))
     weight = torch.where(truth > 0, 0.5 / truth.mean(), 0.5 / (1 - truth.mean()))

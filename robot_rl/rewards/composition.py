@@ -15,6 +15,7 @@ from robot_rl.replay.reward_log import LABEL_SOURCE
 from robot_rl.rewards.composition_config import CLOSE_SUFFIX, CLOSED, CLOSED_PARTLY, RECORDED, ChannelConfig, CompositionConfig
 from robot_rl.types import RewardEvent, RewardKind
 
+
 @dataclass(frozen=True)
 class Channels:
     """Every channel of one episode of T transitions.
@@ -131,7 +132,9 @@ def _terms(channels: Channels, i: int, channel: ChannelConfig) -> np.ndarray:
     return np.nan_to_num(value, nan=0.0) if channel.rule == "zero" else value
 
 
-def potentials(channels: Channels, i: int, channel: ChannelConfig, end: int, terminated: bool, config: CompositionConfig) -> np.ndarray:
+def potentials(
+    channels: Channels, i: int, channel: ChannelConfig, end: int, terminated: bool, config: CompositionConfig
+) -> np.ndarray:
     """(T + 1,) potential of every observation; 0 at a terminal one unless it is to be kept."""
     phi = channels.value[:, i].copy()
     if channel.rule == "hold":
@@ -151,7 +154,9 @@ def shaping(phi: np.ndarray, model: np.ndarray, channel: ChannelConfig, gamma: f
     return np.nan_to_num(term, nan=0.0) if channel.rule in ("neutral", "hold") else term
 
 
-def chunk_reward(channels: Channels, config: CompositionConfig, gamma: float, terminated: bool, start: int, steps: int) -> float:
+def chunk_reward(
+    channels: Channels, config: CompositionConfig, gamma: float, terminated: bool, start: int, steps: int
+) -> float:
     """Discounted reward of a window of transitions; of potentials only the two ends need to be known. NaN where masked."""
     plain = CompositionConfig(
         tuple(c for c in config.channels if c.kind is not RewardKind.POTENTIAL), config.terminal_phi, config.success_terminates

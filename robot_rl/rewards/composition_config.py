@@ -93,4 +93,6 @@ class CompositionConfig:
             raise ValueError(f"reward.min_valid_fraction={self.min_valid_fraction}: accepted are 0 to 1")
         names = [c.source for c in self.channels]
         if len(set(names)) != len(names):
-            raise ValueError(f"reward.channels name {sorted(n for n in set(names) if names.count(n) > 1)} twice: accepted is once each")
+            raise ValueError(
+                f"reward.channels name {sorted(n for n in set(names) if names.count(n) > 1)} twice: accepted is once each"
+            )

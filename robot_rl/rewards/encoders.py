@@ -103,7 +103,9 @@ class TorchEncoder:
         mean, std = statistics or (IMAGENET_MEAN, IMAGENET_STD)
         self._mean = torch.tensor(mean).view(1, 3, 1, 1) * 255.0
         self._scale = 1.0 / (torch.tensor(std).view(1, 3, 1, 1) * 255.0)
-        self.model_id = f"{weights_id}/{config.size}{config.fit[0]}" + (f"/{config.layer}" if config.kind == "squeezenet" else "")
+        self.model_id = f"{weights_id}/{config.size}{config.fit[0]}" + (
+            f"/{config.layer}" if config.kind == "squeezenet" else ""
+        )
         with torch.no_grad():
             self.channels = int(self.network(torch.zeros(1, 3, config.size, config.size)).shape[1])
 
@@ -208,7 +210,9 @@ def _squeezenet(config: EncoderConfig) -> tuple[nn.Module, str]:
     try:
         network.load_state_dict(stored)
     except RuntimeError as error:
-        raise ValueError(f"encoder.weights={config.weights!r}: these are no weights of torchvision's squeezenet1_0: {error}") from error
+        raise ValueError(
+            f"encoder.weights={config.weights!r}: these are no weights of torchvision's squeezenet1_0: {error}"
+        ) from error
     return network[: config.layer], f"squeezenet1_0@{file_hash(path)}"
 
 
@@ -244,7 +248,11 @@ def _pretrained(config: EncoderConfig) -> tuple[nn.Module, str, Any]:
         patch = int(getattr(vision.config, "patch_size", 0))
         statistics = (tuple(processor.image_mean), tuple(processor.image_std))
         if patch:
-            return _Tokens(lambda x: vision(pixel_values=x).last_hidden_state, config.size // patch), f"{path.name}@{digest}", statistics
+            return (
+                _Tokens(lambda x: vision(pixel_values=x).last_hidden_state, config.size // patch),
+                f"{path.name}@{digest}",
+                statistics,
+            )
 
         class Last(nn.Module):
             def __init__(self) -> None:
@@ -259,13 +267,17 @@ def _pretrained(config: EncoderConfig) -> tuple[nn.Module, str, Any]:
         raise ValueError(f"encoder.model is empty: {config.kind} needs the architecture's name")
     if config.kind == "timm":
         timm = _need("timm", config.kind)
-        model = timm.create_model(config.model, pretrained=False, checkpoint_path=str(path), img_size=config.size) if (
-            "vit" in config.model
-        ) else timm.create_model(config.model, pretrained=False, checkpoint_path=str(path))
+        model = (
+            timm.create_model(config.model, pretrained=False, checkpoint_path=str(path), img_size=config.size)
+            if ("vit" in config.model)
+            else timm.create_model(config.model, pretrained=False, checkpoint_path=str(path))
+        )
         data = model.pretrained_cfg
-        features = _Tokens(model.forward_features, config.size // model.patch_embed.patch_size[0]) if hasattr(
-            model, "patch_embed"
-        ) else _Call(model.forward_features)
+        features = (
+            _Tokens(model.forward_features, config.size // model.patch_embed.patch_size[0])
+            if hasattr(model, "patch_embed")
+            else _Call(model.forward_features)
+        )
         return features, f"{config.model}@{digest}", (data["mean"], data["std"])
     open_clip = _need("open_clip", config.kind)
     model = open_clip.create_model(config.model, pretrained=str(path), force_image_size=config.size)

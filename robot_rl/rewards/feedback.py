@@ -116,7 +116,9 @@ def fit_feedback(
     return model, clock.report(float(loss.detach()), validation_loss=best, correlation=correlation)
 
 
-def feedback_pairs(feedback: np.ndarray, length: int, margin: float, count: int, rng: np.random.Generator) -> tuple[np.ndarray, Pairs]:
+def feedback_pairs(
+    feedback: np.ndarray, length: int, margin: float, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, Pairs]:
     """Windows of feedback (T,) whose means differ clearly, as preference pairs (Pref-GUIDE): starts (N,), and pairs of them."""
     starts = np.array([s for s in range(0, len(feedback) - length + 1, length) if np.isfinite(feedback[s : s + length]).all()])
     if len(starts) < 2:

@@ -36,7 +36,9 @@ def admit(config: CompositionConfig) -> CompositionConfig:
         channels.append(dataclasses.replace(channel, model_id=model_id))
     if problems and not config.accept_uncalibrated:
         raise UncalibratedReward(
-            "reward.channels: " + "; ".join(problems) + ". Accepted are sources with a report that speaks for them (robot-rl reward "
+            "reward.channels: "
+            + "; ".join(problems)
+            + ". Accepted are sources with a report that speaks for them (robot-rl reward "
             "report), weight 0, or reward.accept_uncalibrated=true"
         )
     for problem in problems:

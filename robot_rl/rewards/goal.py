@@ -18,7 +18,9 @@ from robot_rl.rewards.features import FeatureConfig, FrameFeatures
 Measure = Literal["projection", "cosine", "distance"]
 
 
-def goal_baseline(x: np.ndarray, goals: np.ndarray, baselines: np.ndarray, alpha: float = 0.5, normalise_goal: bool = True) -> np.ndarray:
+def goal_baseline(
+    x: np.ndarray, goals: np.ndarray, baselines: np.ndarray, alpha: float = 0.5, normalise_goal: bool = True
+) -> np.ndarray:
     """(N,) reward 1 - ||P_alpha (x - g)||^2 / 2 of unit vectors (N, D) against goal (P, D) and baseline (P, D) prompts.
 
     Raises:
@@ -27,7 +29,9 @@ def goal_baseline(x: np.ndarray, goals: np.ndarray, baselines: np.ndarray, alpha
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha={alpha}: accepted are 0 to 1")
     if len(goals) != len(baselines) or not len(goals):
-        raise ValueError(f"{len(goals)} goal prompts and {len(baselines)} baseline prompts: accepted are equal numbers, at least 1")
+        raise ValueError(
+            f"{len(goals)} goal prompts and {len(baselines)} baseline prompts: accepted are equal numbers, at least 1"
+        )
     g, b = np.asarray(goals, np.float64).mean(0), np.asarray(baselines, np.float64).mean(0)
     if normalise_goal:
         g, b = g / np.linalg.norm(g), b / np.linalg.norm(b)
@@ -108,7 +112,9 @@ class GoalImageSource(CausalSource):
             if absent or not files:
                 raise ValueError(f"goals.{camera}={given!r}: no such picture {', '.join(absent)}")
             pictures = [read_picture(f) for f in files]
-            self._goals.append(np.mean([pooled(self.features.encoder.maps(p[None]), self.grid).numpy()[0] for p in pictures], 0))
+            self._goals.append(
+                np.mean([pooled(self.features.encoder.maps(p[None]), self.grid).numpy()[0] for p in pictures], 0)
+            )
             digests += [file_hash(f) for f in files]
         self.model_id = f"goal@{'+'.join(digests)[:40]}/{self.features.model_id}/{self.measure}"
 

@@ -44,7 +44,9 @@ class ForwardModel(nn.Module):
         return self.trunk.last_attention(self.embed(torch.from_numpy(np.asarray(steps, np.float32)))).numpy()
 
 
-def fit_forward(steps: np.ndarray, states: int, config: HindsightConfig, budget: FitBudget, seed: int = 0) -> tuple[ForwardModel, FitReport]:
+def fit_forward(
+    steps: np.ndarray, states: int, config: HindsightConfig, budget: FitBudget, seed: int = 0
+) -> tuple[ForwardModel, FitReport]:
     """Predict (absolute error) each next state of segments (N, T, D), whose first ``states`` columns are the state."""
     clock, x = Clock(budget), torch.from_numpy(np.asarray(steps, np.float32))
     generator = torch.Generator().manual_seed(seed)
@@ -89,7 +91,9 @@ def fit_hindsight(
     clock, generator = Clock(budget), torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = nn.Sequential(nn.Linear(x.shape[-1], width), nn.LeakyReLU(), nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, 1))
+        network = nn.Sequential(
+            nn.Linear(x.shape[-1], width), nn.LeakyReLU(), nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, 1)
+        )
         optimiser = torch.optim.Adam(network.parameters(), config.learning_rate)
         loss = torch.zeros(())
         while clock.goes_on():

@@ -57,10 +57,17 @@ def score_safely(source: RewardSource, trace: EpisodeTrace) -> ScoreBatch:
         return ScoreBatch.failed(np.arange(first, trace.length + 1), "error")
 
 
-def events_of(source: RewardSource, trace: EpisodeTrace, scores: ScoreBatch, latency_ms: float, verdict: bool) -> list[RewardEvent]:
+def events_of(
+    source: RewardSource, trace: EpisodeTrace, scores: ScoreBatch, latency_ms: float, verdict: bool
+) -> list[RewardEvent]:
     """Events of one episode's scores, and the statement that the source has said all it will."""
     info, kind = source.describe(), source.kind
-    common = {"episode_id": trace.episode_id, "model_id": info.model_id, "prompt_hash": info.prompt_hash, "latency_ms": latency_ms}
+    common = {
+        "episode_id": trace.episode_id,
+        "model_id": info.model_id,
+        "prompt_hash": info.prompt_hash,
+        "latency_ms": latency_ms,
+    }
     events = []
     for i, step in enumerate(scores.steps.tolist()):
         valid = bool(scores.valid[i])
@@ -68,11 +75,21 @@ def events_of(source: RewardSource, trace: EpisodeTrace, scores: ScoreBatch, lat
         value = float(scores.value[i]) if valid else float("nan")
         # The last observation has no stamp of its own: nothing was executed from it.
         stamp = int(trace.stamps_ns[step]) if step < trace.length else 0
-        events.append(RewardEvent(step=step, source=source.name, value=value, kind=kind, valid=valid, reason=reason, stamp_ns=stamp, **common))  # type: ignore[arg-type]
+        events.append(
+            RewardEvent(
+                step=step, source=source.name, value=value, kind=kind, valid=valid, reason=reason, stamp_ns=stamp, **common
+            )
+        )  # type: ignore[arg-type]
     share = float(np.mean(scores.valid)) if len(scores.valid) else 1.0
     if share > 0:  # a source that failed wherever it looked has not said anything
         reason = CLOSED if share == 1.0 else CLOSED_PARTLY
-        end = {"step": trace.length, "source": source.name + CLOSE_SUFFIX, "value": float("nan"), "valid": False, "reason": reason}
+        end = {
+            "step": trace.length,
+            "source": source.name + CLOSE_SUFFIX,
+            "value": float("nan"),
+            "valid": False,
+            "reason": reason,
+        }
         events.append(RewardEvent(**end, **common))  # type: ignore[arg-type]
     if verdict and scores.success is not None:
         step = scores.success_step if scores.success and scores.success_step > 0 else trace.length
@@ -89,7 +106,9 @@ def read_episodes(store: EpisodeStore, source: RewardSource, episodes: Sequence[
     wants = {n for n in source.needs if n.startswith("observation.")}
     absent = sorted(wants - set(store.observation_features))
     if absent:
-        raise ValueError(f"source={source.name!r} reads {', '.join(absent)}; the store has {', '.join(sorted(store.observation_features))}")
+        raise ValueError(
+            f"source={source.name!r} reads {', '.join(absent)}; the store has {', '.join(sorted(store.observation_features))}"
+        )
     for episode_id in store.episode_ids() if episodes is None else episodes:
         yield store.read(episode_id, sorted(wants))
 

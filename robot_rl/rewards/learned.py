@@ -93,7 +93,9 @@ def load_model(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
 
     path = Path(folder).expanduser()
     if not (path / SETTINGS).is_file() or not (path / WEIGHTS).is_file():
-        raise FileNotFoundError(f"model={str(folder)!r}: no {SETTINGS} and {WEIGHTS} there; `robot-rl reward train` writes them")
+        raise FileNotFoundError(
+            f"model={str(folder)!r}: no {SETTINGS} and {WEIGHTS} there; `robot-rl reward train` writes them"
+        )
     data = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
     if data["kind"] != kind:
         raise ValueError(f"model={str(folder)!r} is a {data['kind']!r}: accepted here is {kind!r}")

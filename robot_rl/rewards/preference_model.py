@@ -78,7 +78,9 @@ class PreferenceModel(nn.Module):
         return out.mean(0).numpy(), out.std(0, unbiased=False).numpy()
 
 
-def convolutional(channels: Sequence[int] = (16, 32, 64, 128), strides: Sequence[int] = (2, 2, 2, 2), kernels: Sequence[int] = (5, 3, 3, 3)) -> nn.Module:
+def convolutional(
+    channels: Sequence[int] = (16, 32, 64, 128), strides: Sequence[int] = (2, 2, 2, 2), kernels: Sequence[int] = (5, 3, 3, 3)
+) -> nn.Module:
     """A reward network on pictures (N, 3, H, W) in 0..1."""
     layers: list[nn.Module] = []
     before = 3
@@ -101,7 +103,9 @@ class Pairs:
 
     def __post_init__(self) -> None:
         if not len(self.first) == len(self.second) == len(self.label):
-            raise ValueError(f"{len(self.first)}, {len(self.second)} items and {len(self.label)} labels: accepted are equal counts")
+            raise ValueError(
+                f"{len(self.first)}, {len(self.second)} items and {len(self.label)} labels: accepted are equal counts"
+            )
         if not np.isin(self.label, (0, 1, -1)).all():
             raise ValueError(f"labels {sorted(set(np.asarray(self.label).tolist()))}: accepted are 0, 1, -1")
 

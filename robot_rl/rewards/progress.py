@@ -61,4 +61,6 @@ def save_progress(
 def check_encoder(model: str, trained: str, present: str) -> None:
     """Raises ValueError when a model would be fed by another encoder than the one it was trained on."""
     if trained != present:
-        raise ValueError(f"model={model!r} was trained on features of {trained!r}: accepted is that encoder, here is {present!r}")
+        raise ValueError(
+            f"model={model!r} was trained on features of {trained!r}: accepted is that encoder, here is {present!r}"
+        )

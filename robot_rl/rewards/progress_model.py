@@ -59,7 +59,9 @@ class ProgressConfig:
         if self.target not in ("absolute", "clip"):
             raise ValueError(f"progress.target={self.target!r}: accepted are absolute, clip")
         if self.reverse and self.target == "clip":
-            raise ValueError(f"progress.reverse={self.reverse}: accepted is 0 with target=clip (a reversed clip has no remainder)")
+            raise ValueError(
+                f"progress.reverse={self.reverse}: accepted is 0 with target=clip (a reversed clip has no remainder)"
+            )
         if self.reference not in ("frame", "first"):
             raise ValueError(f"progress.reference={self.reference!r}: accepted are frame, first")
         for name in ("rewind", "reverse", "mismatch", "dropout", "from_start"):

@@ -158,8 +158,12 @@ def judge_source(
         if dense and success is not False and np.isfinite(values).sum() > 2:
             voc = value_order_correlation(values)
             if controls:
-                back = value_order_correlation(by_observation(score_safely(source, reordered(trace, np.arange(trace.length, -1, -1))), trace.length))
-                mixed = value_order_correlation(by_observation(score_safely(source, reordered(trace, rng.permutation(trace.length + 1))), trace.length))
+                back = value_order_correlation(
+                    by_observation(score_safely(source, reordered(trace, np.arange(trace.length, -1, -1))), trace.length)
+                )
+                mixed = value_order_correlation(
+                    by_observation(score_safely(source, reordered(trace, rng.permutation(trace.length + 1))), trace.length)
+                )
                 other = by_observation(score_safely(source, dataclasses.replace(trace, task=WRONG_INSTRUCTION)), trace.length)
                 wrong.append(float(np.nanmean(other)) if np.isfinite(other).any() else math.nan)
                 right.append(float(np.nanmean(values)))
@@ -191,7 +195,9 @@ def by_observation(scores: ScoreBatch, length: int) -> np.ndarray:
 def reordered(trace: EpisodeTrace, order: np.ndarray) -> EpisodeTrace:
     """The same pictures in another order, at the same times; under another name, so that nothing is remembered of it."""
     observations = {name: np.asarray(rows)[order] for name, rows in trace.observations.items()}
-    return dataclasses.replace(trace, episode_id=f"{trace.episode_id}.reordered.{order[0]}.{order[-1]}", observations=observations)
+    return dataclasses.replace(
+        trace, episode_id=f"{trace.episode_id}.reordered.{order[0]}.{order[-1]}", observations=observations
+    )
 
 
 def confidence(source: RewardSource, trace: EpisodeTrace, fallback: float) -> float:

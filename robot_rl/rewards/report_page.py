@@ -44,7 +44,9 @@ def page(report: RewardReport) -> str:
     rows = "".join(
         f'<tr><td>{name}</td><td class="n">{_number(getattr(report, name))}</td><td>{text}</td></tr>' for name, text in ROWS
     )
-    cost = "".join(f'<tr><td>{html.escape(k)}</td><td class="n">{_number(v)}</td><td></td></tr>' for k, v in report.cost.items())
+    cost = "".join(
+        f'<tr><td>{html.escape(k)}</td><td class="n">{_number(v)}</td><td></td></tr>' for k, v in report.cost.items()
+    )
     invalid = ", ".join(f"{html.escape(k)}: {v}" for k, v in report.invalid.items())
     curves = [(line.values, line.success) for line in report.lines if np.isfinite(line.values).sum() > 1][:40]
     parts = [

@@ -28,8 +28,12 @@ def takeover_rewards(
         ValueError: delay_steps below 1.
     """
     if delay_steps < 1:
-        raise ValueError(f"delay_steps={delay_steps}: accepted are integers >= 1 (0.3 s of reaction is round(0.3 * control_hz))")
-    human = np.isin(source, (int(Source.HUMAN), int(Source.LATCHED), int(Source.BLEND), int(Source.HOLD))) & (intervention_id >= 0)
+        raise ValueError(
+            f"delay_steps={delay_steps}: accepted are integers >= 1 (0.3 s of reaction is round(0.3 * control_hz))"
+        )
+    human = np.isin(source, (int(Source.HUMAN), int(Source.LATCHED), int(Source.BLEND), int(Source.HOLD))) & (
+        intervention_id >= 0
+    )
     reward = np.where(human & only_reward, np.nan, 0.0)
     previous = np.concatenate([[-1], intervention_id[:-1]])
     for start in np.flatnonzero((intervention_id >= 0) & (intervention_id != previous)):

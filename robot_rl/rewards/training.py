@@ -86,7 +86,9 @@ def train_model(
     return save_video(out, model), report
 
 
-def labelled_frames(episodes: Sequence[Episode], cameras: Sequence[str], positive_frames: int, state: int = 0) -> LabelledFrames:
+def labelled_frames(
+    episodes: Sequence[Episode], cameras: Sequence[str], positive_frames: int, state: int = 0
+) -> LabelledFrames:
     """Frames of judged episodes: the last ones of a success are positive, every one of a failure is negative.
 
     Frames of a success between its beginning and its last ones are negatives too, except the ``positive_frames`` before the
@@ -168,7 +170,9 @@ def _preference(
 
     goals = {e.meta.task or options.goal for e in episodes}
     if len(goals) != 1 or not next(iter(goals)):
-        raise ValueError(f"episodes have the goals {sorted(goals)}: accepted is one goal for all of them (choose episodes, or give goal)")
+        raise ValueError(
+            f"episodes have the goals {sorted(goals)}: accepted is one goal for all of them (choose episodes, or give goal)"
+        )
     rng, reader = np.random.default_rng(options.seed), FrameFeatures(features)
     config = PreferenceConfig(**options.model)
     items: dict[str, list[np.ndarray]] = {c: [] for c in features.cameras}
@@ -201,7 +205,10 @@ def _progress(
     reader, text = FrameFeatures(features), build_text_encoder()
     tasks = {e.meta.task for e in episodes}
     clips = [
-        Clip(reader({c: np.asarray(e.observations[c])[:: options.every] for c in features.cameras}), text.encode([e.meta.task])[0])
+        Clip(
+            reader({c: np.asarray(e.observations[c])[:: options.every] for c in features.cameras}),
+            text.encode([e.meta.task])[0],
+        )
         for e in episodes
     ]
     held = len(clips) // 5 if len(clips) >= 5 else 0

@@ -33,7 +33,9 @@ def _log_sum(x: np.ndarray, axis: int) -> np.ndarray:
     return np.log(np.exp(x - top).sum(axis)) + top.squeeze(axis)
 
 
-def transport_rewards(rows: np.ndarray, demonstrations: Sequence[np.ndarray], scale: float = 1.0, epsilon: float = 0.05) -> np.ndarray:
+def transport_rewards(
+    rows: np.ndarray, demonstrations: Sequence[np.ndarray], scale: float = 1.0, epsilon: float = 0.05
+) -> np.ndarray:
     """(T,) reward -scale * sum_j C_ij mu_ij of each frame, against the closest of the demonstrations."""
     best, total = None, np.inf
     for demonstration in demonstrations:

@@ -46,7 +46,9 @@ class TransportSource:
             with np.load(f, allow_pickle=False) as stored:
                 trained = str(stored["encoder_id"])
                 if trained != self.features.model_id:
-                    raise ValueError(f"{f} was made by {trained!r}: accepted is that encoder, here is {self.features.model_id!r}")
+                    raise ValueError(
+                        f"{f} was made by {trained!r}: accepted is that encoder, here is {self.features.model_id!r}"
+                    )
                 self._rows.append(stored["rows"])
         self._model_id = f"transport@{'+'.join(file_hash(f) for f in files)[:40]}/e{self.epsilon:g}/s{self.scale:g}"
 

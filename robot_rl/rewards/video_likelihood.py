@@ -151,7 +151,12 @@ class VideoModel(nn.Module):
 
 
 def fit_video(
-    clips: Sequence[np.ndarray], config: VideoConfig, budget: FitBudget, *, calibration: Sequence[np.ndarray] = (), seed: int = 0
+    clips: Sequence[np.ndarray],
+    config: VideoConfig,
+    budget: FitBudget,
+    *,
+    calibration: Sequence[np.ndarray] = (),
+    seed: int = 0,
 ) -> tuple[VideoModel, FitReport]:
     """Learn what expert videos (T, H, W, 3) look like.
 

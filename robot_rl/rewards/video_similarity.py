@@ -71,7 +71,9 @@ class VideoSimilaritySource:
             self._demonstration, self._mean = stored["demonstration"], stored["mean"]
             trained = json.loads(str(stored["settings"]))["encoder_id"]
         if trained != self.features.model_id:
-            raise ValueError(f"reference={self.reference!r} was made by {trained!r}: accepted is that encoder, here is {self.features.model_id!r}")
+            raise ValueError(
+                f"reference={self.reference!r} was made by {trained!r}: accepted is that encoder, here is {self.features.model_id!r}"
+            )
         self._model_id = f"video_similarity@{file_hash(path)}/{self.metric}"
 
     @property

@@ -28,7 +28,9 @@ def shuffle_order(episode_id: str, step: int, count: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
 
 
-def shuffled_values(client: VlmClient, goal: str, frames: np.ndarray, episode_id: str, most: int = 15, shuffle: bool = True) -> tuple[np.ndarray, str]:
+def shuffled_values(
+    client: VlmClient, goal: str, frames: np.ndarray, episode_id: str, most: int = 15, shuffle: bool = True
+) -> tuple[np.ndarray, str]:
     """(T,) progress in [0, 1] of every frame from one question about at most ``most`` of them, linear in between; a reason if none.
 
     The first frame is shown in its place and counts as 0; the others come in random order, because in order a model can
@@ -118,7 +120,9 @@ class VlmProgressSource:
     def describe(self) -> SourceInfo:
         return SourceInfo(f"{self.client.config.model_id}/{self.method}", self._prompt, deterministic=False)
 
-    def connect(self, endpoint: str = "", model: str = "", max_qps: float = 0.0, max_in_flight: int = 0, cache: str = "") -> None:
+    def connect(
+        self, endpoint: str = "", model: str = "", max_qps: float = 0.0, max_in_flight: int = 0, cache: str = ""
+    ) -> None:
         """Change where and how hard the server is asked; empty and 0 leave what was configured. The budget stays."""
         given = {"base_url": endpoint, "model": model, "rate_per_s": max_qps, "in_flight": max_in_flight, "cache": cache}
         changed = {name: value for name, value in given.items() if value}
@@ -158,7 +162,11 @@ class VlmProgressSource:
             return scores_of(one, np.array([1 / (1 + math.exp(-(margin - self.midpoint) / self.softness))]))
         if self.method == "rubric":
             answer = self.client.ask(rubric(goal, shown))
-            return scores_of(one, np.array([(answer.value["score"] - 1) / 4.0])) if answer.valid else ScoreBatch.failed(one, answer.reason)
+            return (
+                scores_of(one, np.array([(answer.value["score"] - 1) / 4.0]))
+                if answer.valid
+                else ScoreBatch.failed(one, answer.reason)
+            )
         return self._verdict(self.client.ask(done(goal, [frames[-1]])), one)
 
     def _pairwise(self, goal: str, frames: np.ndarray, steps: np.ndarray) -> ScoreBatch:
@@ -182,7 +190,9 @@ class VlmProgressSource:
             return ScoreBatch.failed(one, answer.reason)
         sure = float(answer.value["confidence"]) >= self.threshold
         success = bool(answer.value["success"]) and sure
-        return ScoreBatch(one, np.array([float(success)], np.float32), np.ones(1, bool), ("",), success, int(one[0]) if success else -1)
+        return ScoreBatch(
+            one, np.array([float(success)], np.float32), np.ones(1, bool), ("",), success, int(one[0]) if success else -1
+        )
 
 
 def binned_progress(probabilities: Sequence[Sequence[float]]) -> np.ndarray:

@@ -77,7 +77,10 @@ def some_events(seed: int) -> list[RewardEvent]:
             events.append(event("grip", k, -0.05, RewardKind.PENALTY))
         if k and rng.random() < 0.3:  # a newer word on the same step, and one that is taken back
             late = event("push", k, float(rng.normal()), RewardKind.DENSE)
-            events += [late, event("push", k, float("nan"), RewardKind.DENSE, valid=False, reason="error", revokes=late.event_id)]
+            events += [
+                late,
+                event("push", k, float("nan"), RewardKind.DENSE, valid=False, reason="error", revokes=late.event_id),
+            ]
     if rng.random() < 0.7:
         events.append(event("clf", int(rng.integers(1, LENGTH + 1)), 1.0, RewardKind.SUCCESS))
     events.append(closed("clf", LENGTH))
@@ -111,7 +114,9 @@ def test_late_events_out_of_order_and_twice_leave_the_same_replay_content(seed, 
 
 
 def test_an_event_changes_the_transition_that_reached_it_and_a_potential_two():
-    config = CompositionConfig((ChannelConfig("push", RewardKind.DENSE, missing="zero"), ChannelConfig("progress", RewardKind.POTENTIAL)))
+    config = CompositionConfig(
+        (ChannelConfig("push", RewardKind.DENSE, missing="zero"), ChannelConfig("progress", RewardKind.POTENTIAL))
+    )
     composer, _ = filled(config)
     assert not composer.apply("e").reward.any()
     composer.add(event("push", 5, 1.0, RewardKind.DENSE))
@@ -200,7 +205,9 @@ def test_shaping_with_any_potential_leaves_the_best_policy_alone_and_keeping_it_
             out = np.zeros_like(reward)
             for s in range(states):
                 for a in range(actions):
-                    matrix = Channels(np.array([[phi[s], np.nan], [phi[nxt[s, a]], reward[s, a]]]), np.zeros((2, 2), np.int64), np.full(2, -1))
+                    matrix = Channels(
+                        np.array([[phi[s], np.nan], [phi[nxt[s, a]], reward[s, a]]]), np.zeros((2, 2), np.int64), np.full(2, -1)
+                    )
                     out[s, a] = compose(matrix, config, GAMMA, bool(terminal[nxt[s, a]])).reward[0]
             return out
 

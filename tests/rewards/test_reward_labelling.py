@@ -69,7 +69,18 @@ def models(folder, tmp_path_factory):
 def test_label_report_and_compose(folder, models, capsys):
     for name in ("clf", "progress"):
         assert main(["reward", "label", str(folder), "--source", str(models / f"{name}.yaml"), "--json"]) == 0
-        code = main(["reward", "report", str(folder), "--source", str(models / f"{name}.yaml"), "--out", str(models / "reports"), "--json"])
+        code = main(
+            [
+                "reward",
+                "report",
+                str(folder),
+                "--source",
+                str(models / f"{name}.yaml"),
+                "--out",
+                str(models / "reports"),
+                "--json",
+            ]
+        )
         assert code == 0, capsys.readouterr().out
     capsys.readouterr()
     report = json.loads((models / "reports" / "progress.json").read_text())
@@ -84,11 +95,16 @@ def test_label_report_and_compose(folder, models, capsys):
     page = (models / "reports" / "progress.html").read_text()
     assert "data:image/jpeg;base64," in page
     assert "<script" not in page
-    channels = (ChannelConfig("clf", report=str(models / "reports" / "clf.json")), ChannelConfig("progress", RewardKind.POTENTIAL))
+    channels = (
+        ChannelConfig("clf", report=str(models / "reports" / "clf.json")),
+        ChannelConfig("progress", RewardKind.POTENTIAL),
+    )
     with EpisodeStore.open(folder) as store:
         for episode_id in store.episode_ids():
             e = store.read(episode_id, ["observation.state"])
-            composed = compose(channels_of(len(e), store.rewards(episode_id), channels), CompositionConfig(channels), 0.97, False)
+            composed = compose(
+                channels_of(len(e), store.rewards(episode_id), channels), CompositionConfig(channels), 0.97, False
+            )
             assert np.isfinite(composed.reward[: composed.length]).all()
             assert composed.terminated == bool(e.meta.success)
 
@@ -115,7 +131,9 @@ def test_frame_by_frame_equals_the_whole_episode_and_the_future_changes_nothing(
         whole = source.score_episode(trace)
         online = []
         for k in range(len(trace.stamps_ns)):
-            batch = FrameBatch({CAMERA: trace.observations[CAMERA][k : k + 1]}, np.array([k]), trace.stamps_ns[k : k + 1], TASK, "x")
+            batch = FrameBatch(
+                {CAMERA: trace.observations[CAMERA][k : k + 1]}, np.array([k]), trace.stamps_ns[k : k + 1], TASK, "x"
+            )
             online.append(float(source.score(batch).value[0]))
         np.testing.assert_allclose(online, whole.value, atol=1e-5)
         other = source.score_episode(EpisodeTrace("y", changed, trace.stamps_ns, TASK))
@@ -136,7 +154,9 @@ def test_classifier_online_fires_once_where_the_whole_episode_says(folder, model
     verdict = source.score_episode(trace)
     fired = []
     for k in range(len(trace.stamps_ns)):
-        batch = FrameBatch({CAMERA: trace.observations[CAMERA][k : k + 1]}, np.array([k]), trace.stamps_ns[k : k + 1], TASK, "x")
+        batch = FrameBatch(
+            {CAMERA: trace.observations[CAMERA][k : k + 1]}, np.array([k]), trace.stamps_ns[k : k + 1], TASK, "x"
+        )
         fired += source.score(batch).steps.tolist()
     assert fired == verdict.steps.tolist()
     assert len(fired) == 1
@@ -165,7 +185,9 @@ def test_a_source_that_raises_gives_invalid_answers_and_nothing_else(folder):
         assert set(summary.invalid) == {"error"}
         channel = ChannelConfig("broken", RewardKind.DENSE)
         e = store.read(one[0], ["observation.state"])
-        reward = compose(channels_of(len(e), store.rewards(one[0]), [channel]), CompositionConfig((channel,)), 0.9, False).reward
+        reward = compose(
+            channels_of(len(e), store.rewards(one[0]), [channel]), CompositionConfig((channel,)), 0.9, False
+        ).reward
         assert np.isnan(reward).all()
     report = judge_source(source, [e])
     assert any("valid_fraction" in f for f in report.findings())
@@ -331,9 +353,20 @@ def test_a_process_reward_pays_for_each_sub_task_once(tmp_path):
                 frame[20:28, int(2 + 18 * x) : int(10 + 18 * x)] = (220, 40, 30)
             state = np.stack([np.ones(60), at, np.zeros(60), np.zeros(60)], 1).astype(np.float32)
             observations = {CAMERA: frames, "observation.state": state}
-            store.add(Episode.from_arrays(base.meta, observations, base.action, stamp_ns=base.stamp_ns, truncated=base.truncated))
+            store.add(
+                Episode.from_arrays(base.meta, observations, base.action, stamp_ns=base.stamp_ns, truncated=base.truncated)
+            )
             base.meta.episode_id = ""
-    options = ["--options", '{"width": 32, "crops": 1, "learning_rate": 2e-3}', "--steps", "200", "--gripper", "0", "--position", "1,2,3"]
+    options = [
+        "--options",
+        '{"width": 32, "crops": 1, "learning_rate": 2e-3}',
+        "--steps",
+        "200",
+        "--gripper",
+        "0",
+        "--position",
+        "1,2,3",
+    ]
     common = ["--cameras", CAMERA, "--encoder", '{"size": 48}', "--out", str(tmp_path / "m"), "--json"]
     assert main(["reward", "train", str(tmp_path / "s"), "--kind", "process", *options, *common]) == 0
     (tmp_path / "process.yaml").write_text(f"kind: process\nmodel: {tmp_path / 'm'}\n")
@@ -359,7 +392,19 @@ def test_a_reward_learned_from_a_vlms_comparisons(folder, tmp_path, capsys):
         judge.knobs.p_500 = judge.knobs.p_malformed = 0.1
         given = json.dumps(vlm(judge.url, in_flight=4, backoff_s=0.001))
         out = tmp_path / "pref"
-        arguments = ["--cameras", CAMERA, "--encoder", '{"size": 48}', "--vlm", given, "--pairs", "250", "--out", str(out), "--json"]
+        arguments = [
+            "--cameras",
+            CAMERA,
+            "--encoder",
+            '{"size": 48}',
+            "--vlm",
+            given,
+            "--pairs",
+            "250",
+            "--out",
+            str(out),
+            "--json",
+        ]
         assert main(["reward", "train", str(folder), "--kind", "preference", *arguments]) == 0
     said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert said["order_consistency"] == 1.0

@@ -280,7 +280,9 @@ def test_bradley_terry_on_pictures_recovers_the_order_from_noisy_pairs():
     label = (gap > 0) ^ (rng.random(len(gap)) < 0.1)
     pairs = Pairs(chosen[:, 0], chosen[:, 1], label.astype(int))
     config = PreferenceConfig(learning_rate=1e-3, epochs=10)
-    model, report = fit_preferences(items, pairs, config, FitBudget(1000), members=lambda: convolutional((8, 16, 32), (2, 2, 2), (5, 3, 3)))
+    model, report = fit_preferences(
+        items, pairs, config, FitBudget(1000), members=lambda: convolutional((8, 16, 32), (2, 2, 2), (5, 3, 3))
+    )
     fresh, held = pictures(300)
     mean, spread = model.reward(fresh)
     assert spearman(mean, held) >= 0.88
@@ -493,7 +495,9 @@ def test_stage_map_is_continuous_and_monotone():
     stages = StageMap.from_durations(np.array([[10, 30, 60], [20, 20, 60]]))
     assert stages.progress(np.array([0, 2]), np.array([0.0, 1.0])).tolist() == [0.0, 1.0]
     for k in range(2):
-        assert stages.progress(np.array([k]), np.array([1.0]))[0] == pytest.approx(stages.progress(np.array([k + 1]), np.array([0.0]))[0])
+        assert stages.progress(np.array([k]), np.array([1.0]))[0] == pytest.approx(
+            stages.progress(np.array([k + 1]), np.array([0.0]))[0]
+        )
     with pytest.raises(ValueError, match="sum to 1"):
         StageMap((0.5, 0.6))
 

@@ -18,7 +18,7 @@ from robot_rl.rewards.vlm.client import request_body
 from robot_rl.rewards.vlm.config import VlmConfig, vlm_config
 from robot_rl.rewards.vlm.fake_server import FakeVlmServer, Knobs, goal_distance
 from robot_rl.rewards.vlm.limits import Breaker, TokenBucket
-from robot_rl.rewards.vlm.questions import clean_goal, claim, delta, done, pair, rubric, shuffled_progress, trend
+from robot_rl.rewards.vlm.questions import claim, clean_goal, delta, done, pair, rubric, shuffled_progress, trend
 
 FAULTS = ("p_429", "p_500", "p_400", "p_malformed", "p_garbage", "p_disconnect", "p_hang", "p_trickle")
 

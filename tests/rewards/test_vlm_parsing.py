@@ -47,7 +47,7 @@ CORPUS = [
     (PAIR, "", "", "parse"),
     (PAIR, '{"analysis": "a", "label": 1', "", "parse"),
     (PAIR, '{"analysis": "a", "lab', "", "parse"),
-    (PAIR, "```json\n{\"analysis\": \"1\"", "", "parse"),
+    (PAIR, '```json\n{"analysis": "1"', "", "parse"),
     (PAIR, "[1", "", "parse"),
     (PAIR, '{"analysis": "a", "label": 2}', "json", "schema"),
     (PAIR, '{"analysis": "a", "label": "1"}', "json", "schema"),

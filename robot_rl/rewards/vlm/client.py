@@ -319,7 +319,11 @@ def _retry_after(reply: Reply) -> float:
 
 def _alternatives(choice: dict[str, Any]) -> dict[str, float]:
     content = (choice.get("logprobs") or {}).get("content") or []
-    return {str(t["token"]).strip(): float(t["logprob"]) for t in reversed(content[0].get("top_logprobs") or [])} if content else {}
+    return (
+        {str(t["token"]).strip(): float(t["logprob"]) for t in reversed(content[0].get("top_logprobs") or [])}
+        if content
+        else {}
+    )
 
 
 def request_body(config: VlmConfig, question: Question) -> dict[str, Any]:

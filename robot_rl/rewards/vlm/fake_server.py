@@ -216,7 +216,7 @@ class FakeVlmServer:
             await self._send(writer, int(fault), {"error": "no"})
         elif fault == "disconnect":
             if self._random.random() < 0.5:  # in the middle of a reply, or before one
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n{\"choices\": [{\"mess")
+                writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n{"choices": [{"mess')
                 await writer.drain()
             writer.transport.abort()
         elif fault == "hang":
@@ -231,7 +231,9 @@ class FakeVlmServer:
             finish = "stop"
             if fault == "malformed":
                 text, finish = self._malformed(text)
-            await self._send(writer, 200, completion(asked, text, top if asked.get("logprobs") and knobs.logprobs else [], finish))
+            await self._send(
+                writer, 200, completion(asked, text, top if asked.get("logprobs") and knobs.logprobs else [], finish)
+            )
 
     async def _idle(self, reader: asyncio.StreamReader, seconds: float, writer: asyncio.StreamWriter | None = None) -> None:
         """Say nothing (or a byte now and then) until the client goes or time is up."""
@@ -252,9 +254,7 @@ class FakeVlmServer:
                 return name
         return ""
 
-    async def _send(
-        self, writer: asyncio.StreamWriter, status: int, data: Any, headers: dict[str, str] | None = None
-    ) -> None:
+    async def _send(self, writer: asyncio.StreamWriter, status: int, data: Any, headers: dict[str, str] | None = None) -> None:
         body = data if isinstance(data, bytes) else json.dumps(data).encode()
         lines = [f"HTTP/1.1 {status} {'OK' if status == 200 else 'Error'}", f"Content-Length: {len(body)}", "Connection: close"]
         lines += ["Content-Type: application/json", *(f"{k}: {v}" for k, v in (headers or {}).items())]
@@ -276,13 +276,20 @@ class FakeVlmServer:
             value = {"success": scores[-1] > 0.5, "confidence": round(abs(scores[-1] - 0.5) * 2, 3)}
         elif form == "delta":
             before, after = scores[0], scores[1]
-            share = 100 * (after - before) / max(1 - before, 1e-6) if after >= before else 100 * (after - before) / max(before, 1e-6)
+            share = (
+                100 * (after - before) / max(1 - before, 1e-6)
+                if after >= before
+                else 100 * (after - before) / max(before, 1e-6)
+            )
             value = {"analysis": "Something moved.", "delta": min(100.0, max(-99.0, round(share, 6)))}
         elif form == "rubric":
             value = {"analysis": "The last picture.", "score": 1 + min(4, int(scores[-1] * 5))}
         elif form == "trend":
             change = scores[-1] - scores[0]
-            value = {"analysis": "A change.", "trend": "unclear" if abs(change) < 0.02 else "positive" if change > 0 else "negative"}
+            value = {
+                "analysis": "A change.",
+                "trend": "unclear" if abs(change) < 0.02 else "positive" if change > 0 else "negative",
+            }
         else:
             p = min(max(scores[-1], 1e-4), 1 - 1e-4)
             return ("True" if p > 0.5 else "False"), [("True", math.log(p)), ("False", math.log(1 - p))]
