@@ -7,11 +7,6 @@ Frames come one at a time, as a running robot's do. Prints one JSON object; ever
 
 from __future__ import annotations
 
-import os
-
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
 import argparse
 import json
 import statistics

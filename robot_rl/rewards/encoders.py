@@ -163,7 +163,7 @@ class SmallConv(nn.Module):
             conv = nn.Conv2d(before, after, 3, stride=2, padding=1)
             bound = (2.0 / (before * 9)) ** 0.5
             conv.weight.data = torch.randn(conv.weight.shape, generator=generator) * bound
-            conv.bias.data = torch.randn(conv.bias.shape, generator=generator) * 0.1  # type: ignore[union-attr]
+            conv.bias.data = torch.randn(conv.bias.shape, generator=generator) * 0.1
             layers += [conv, nn.ReLU(inplace=True)]
             before = after
         self.layers = nn.Sequential(*layers)

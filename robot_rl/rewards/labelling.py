@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def events_of(
 ) -> list[RewardEvent]:
     """Events of one episode's scores, and the statement that the source has said all it will."""
     info, kind = source.describe(), source.kind
-    common = {
+    common: dict[str, Any] = {
         "episode_id": trace.episode_id,
         "model_id": info.model_id,
         "prompt_hash": info.prompt_hash,
@@ -79,21 +80,21 @@ def events_of(
             RewardEvent(
                 step=step, source=source.name, value=value, kind=kind, valid=valid, reason=reason, stamp_ns=stamp, **common
             )
-        )  # type: ignore[arg-type]
+        )
     share = float(np.mean(scores.valid)) if len(scores.valid) else 1.0
     if share > 0:  # a source that failed wherever it looked has not said anything
         reason = CLOSED if share == 1.0 else CLOSED_PARTLY
-        end = {
+        end: dict[str, Any] = {
             "step": trace.length,
             "source": source.name + CLOSE_SUFFIX,
             "value": float("nan"),
             "valid": False,
             "reason": reason,
         }
-        events.append(RewardEvent(**end, **common))  # type: ignore[arg-type]
+        events.append(RewardEvent(**end, **common))
     if verdict and scores.success is not None:
         step = scores.success_step if scores.success and scores.success_step > 0 else trace.length
-        events.append(RewardEvent(step=step, source=LABEL_SOURCE, value=float(scores.success), **common))  # type: ignore[arg-type]
+        events.append(RewardEvent(step=step, source=LABEL_SOURCE, value=float(scores.success), **common))
     return events
 
 

@@ -236,7 +236,7 @@ def test_orphans_wait_for_a_while_and_are_counted():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ValueError, match="reward.gamma=0.5"):
+    with pytest.raises(ValueError, match=r"reward\.gamma=0\.5"):
         RewardComposer(CompositionConfig(CHANNELS), buffer(), 0.5)
     with pytest.raises(ValueError, match="twice"):
         CompositionConfig((ChannelConfig("a"), ChannelConfig("a")))
@@ -253,7 +253,7 @@ def test_a_learner_refuses_a_source_without_a_report_that_speaks_for_it(tmp_path
     path = tmp_path / "clf.json"
     path.write_text(json.dumps({"source": "clf", "model_id": "m@1", "findings": ["auc 0.6 is below 0.8"]}))
     named = CompositionConfig((ChannelConfig("clf", report=str(path)),))
-    with pytest.raises(UncalibratedReward, match="auc 0.6"):
+    with pytest.raises(UncalibratedReward, match=r"auc 0\.6"):
         admit(named)
     assert admit(dataclasses.replace(named, accept_uncalibrated=True)).channels[0].model_id == "m@1"
     path.write_text(json.dumps({"source": "clf", "model_id": "m@1", "findings": []}))

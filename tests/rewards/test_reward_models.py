@@ -125,7 +125,7 @@ def test_k_of_n_guard_and_refractory_time():
     assert guarded.push(0.9, 0.0, {"observation.state": np.array([0, 0, 0.01])}) is False
     assert guarded.push(0.9, 0.1, {"observation.state": np.array([0, 0])}) is None, "a guard that cannot be read"
     assert guarded.push(0.9, 0.2, {"observation.state": np.array([0, 0, 0.05])}) is True
-    with pytest.raises(ValueError, match="guard.op"):
+    with pytest.raises(ValueError, match=r"guard\.op"):
         Guard("observation.state[2]", "==", 1.0)
 
 

@@ -183,7 +183,8 @@ class VlmClient:
                 waiting = self._queue.popleft()
             task = self._loop.create_task(self._answer(waiting))
             self._running.add(task)
-            task.add_done_callback(lambda t: (self._running.discard(t), room.release()))
+            task.add_done_callback(self._running.discard)
+            task.add_done_callback(lambda _: room.release())
         for task in list(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
