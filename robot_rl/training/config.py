@@ -361,7 +361,9 @@ class PostTrainConfig:
             raise ValueError("reward.channels with an on-policy learner: accepted are none, it cannot wait for late rewards")
         for name, value in (("return_updates", self.schedule.return_updates), ("warmup_gate", self.schedule.warmup_gate)):
             if value:
-                raise ValueError(f"schedule.{name}={value} with reward.channels: accepted is 0, returns are of recorded rewards")
+                raise ValueError(
+                    f"schedule.{name}={value} with reward.channels: accepted is 0, returns are of recorded rewards"
+                )
         late = [c.source for c in self.reward.channels if c.source not in (RECORDED, LABEL)]
         if late and self.schedule.learner != "process":
             raise ValueError(
