@@ -17,6 +17,7 @@ VERBS = {
     "export": ("robot_rl.cli.data:export", "episodes to a LeRobot dataset and others; a finished run to a policy or ONNX"),
     "store": ("robot_rl.cli.data:store", "list, show, verify, recover and clean an episode store"),
     "serve": ("robot_rl.cli.serve:serve", "serve a policy to robots: batched, with noise and a token"),
+    "reward": ("robot_rl.cli.rewards:reward", "label a store's episodes with a reward source, report on one, train one"),
     "up": ("robot_rl.cli.graph:up", "start a ROS graph: session, sim_session, teleop_session, fleet"),
     "doctor": ("robot_rl.cli.data:doctor", "check this machine, or say which heads a policy supports"),
 }

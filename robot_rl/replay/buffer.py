@@ -92,6 +92,7 @@ class _Slot:
     success: bool | None = None
     success_step: int = 0
     terminates: bool = True
+    composed: tuple[np.ndarray, int, bool] | None = None
 
 
 class ReplayBuffer:
@@ -423,6 +424,27 @@ class ReplayBuffer:
         self._refresh(slot)
         return True
 
+    def set_composed(self, episode_id: str, reward: np.ndarray, *, length: int, terminated: bool) -> bool:
+        """Put an episode's rewards (L,) in force as somebody else composed them, NaN where unknown; False when it is not here.
+
+        Of the episode, ``length`` transitions are sampled, the last of them terminal if ``terminated``. Recorded rewards, events
+        and verdicts given to this buffer no longer count for it.
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
+        slot = self._slots.get(episode_id)
+        if slot is None:
+            return False
+        if np.shape(reward) != (slot.length,) or not 1 <= length <= slot.length:
+            raise ValueError(
+                f"episode {episode_id}: rewards {np.shape(reward)} and length={length}, accepted are ({slot.length},) and 1 to "
+                f"{slot.length}"
+            )
+        slot.composed = (np.array(reward, np.float32), int(length), bool(terminated))
+        self._refresh(slot)
+        return True
+
     def mark_success(self, episode_id: str, success: bool | None, *, step: int | None = None, terminates: bool = True) -> bool:
         """A verdict on a sparse-reward episode; ``None`` takes it back. False when the episode is not in the buffer.
 
@@ -442,6 +464,8 @@ class ReplayBuffer:
 
     def _composed(self, slot: _Slot) -> tuple[np.ndarray, int, bool]:
         """Rewards in force, steps that may be sampled, and whether the last of them is terminal."""
+        if slot.composed is not None:
+            return slot.composed
         reward = slot.raw.copy()
         success, step, terminates = slot.success, slot.success_step, slot.terminates
         heard: dict[int, float] = {}

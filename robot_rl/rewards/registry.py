@@ -25,6 +25,17 @@ Factory = Callable[..., RewardSource]
 _KINDS: dict[str, str | Factory] = {
     "environment": "robot_rl.rewards.environment:EnvironmentSource",
     "human": "robot_rl.rewards.human:HumanSource",
+    "classifier": "robot_rl.rewards.classifier:ClassifierSource",
+    "progress": "robot_rl.rewards.progress:ProgressSource",
+    "process": "robot_rl.rewards.process:ProcessSource",
+    "goal_image": "robot_rl.rewards.goal:GoalImageSource",
+    "clip_goal": "robot_rl.rewards.goal:ClipGoalSource",
+    "preference": "robot_rl.rewards.preference:PreferenceSource",
+    "vlm": "robot_rl.rewards.vlm_progress:VlmProgressSource",
+    "video_similarity": "robot_rl.rewards.video_similarity:VideoSimilaritySource",
+    "video_likelihood": "robot_rl.rewards.video_likelihood:VideoLikelihoodSource",
+    "feedback_model": "robot_rl.rewards.feedback:FeedbackModelSource",
+    "transport": "robot_rl.rewards.transport_source:TransportSource",
 }
 
 

@@ -26,12 +26,16 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """N observations: feature to (N, ...) rows, their control steps (N,) and stamps (N,) ns, and the instruction."""
+    """N observations: feature to (N, ...) rows, their control steps (N,) and stamps (N,) ns, and the instruction.
+
+    ``episode_id`` may be empty; a source that remembers an episode then takes a step that does not rise for a new one.
+    """
 
     observations: Mapping[str, np.ndarray]
     steps: np.ndarray
     stamps_ns: np.ndarray
     task: str = ""
+    episode_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from robot_rl.heads.config import (
 from robot_rl.heads.guidance_config import GuidanceConfig, ReferenceConfig, ScoreCorrectionConfig
 from robot_rl.learners.config import DistillConfig, FixedConfig, OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
 from robot_rl.policies.config import AdapterConfig, BCConfig
+from robot_rl.rewards.composition_config import LABEL, RECORDED, CompositionConfig
 from robot_rl.runtime.gate import GateConfig
 from robot_rl.sim.curriculum_config import CurriculumConfig
 
@@ -343,6 +344,7 @@ class PostTrainConfig:
         run_dir: the run folder; the same command on the same folder resumes.
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: of networks; 0 leaves torch's own choice.
+        reward: which sources' events make up the reward; without channels it is the one that was recorded.
 
     When a run ends (``schedule.env_steps``, ``stop``) and how its end is shown are no part of its identity: a run may be
     resumed with more steps or another bar.
@@ -362,11 +364,14 @@ class PostTrainConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    reward: CompositionConfig = field(default_factory=CompositionConfig)
     stop: StopConfig = field(default_factory=StopConfig, metadata={"hash": False})
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
+        if self.reward.channels:
+            self._check_rewards()
         accepted = ALGORITHMS[self.head.kind]
         if self.learner.algorithm not in accepted:
             raise ValueError(
@@ -423,6 +428,27 @@ class PostTrainConfig:
         if s.learner == "process":
             raise ValueError(
                 "schedule.learner='process' with learner.algorithm='fixed', which learns nothing: accepted is inline"
+            )
+
+    def _check_rewards(self) -> None:
+        """What learns from rewards as they were recorded cannot learn from ones that come later."""
+        if isinstance(self.learner, OnPolicyConfig):
+            raise ValueError("reward.channels with an on-policy learner: accepted are none, it cannot wait for late rewards")
+        for name, value in (("return_updates", self.schedule.return_updates), ("warmup_gate", self.schedule.warmup_gate)):
+            if value:
+                raise ValueError(
+                    f"schedule.{name}={value} with reward.channels: accepted is 0, returns are of recorded rewards"
+                )
+        if self.curriculum.discount_start is not None:
+            raise ValueError(
+                f"curriculum.discount_start={self.curriculum.discount_start} with reward.channels: accepted is null, rewards are composed "
+                "with one discount"
+            )
+        late = [c.source for c in self.reward.channels if c.source not in (RECORDED, LABEL)]
+        if late and self.schedule.learner != "process":
+            raise ValueError(
+                f"reward.channels name {', '.join(late)} with schedule.learner={self.schedule.learner!r}: accepted is process, which "
+                "follows the store's reward events"
             )
 
     def _check_on_policy(self, learner: OnPolicyConfig) -> None:

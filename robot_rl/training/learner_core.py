@@ -24,6 +24,8 @@ from robot_rl.learners.row_class import FACTS
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.windows import WindowConfig, decision_starts
+from robot_rl.rewards.composer import RewardComposer
+from robot_rl.rewards.gate import admit
 from robot_rl.runtime.weights import Manifest, WeightChannel
 from robot_rl.training.base_samples import BaseSamples
 from robot_rl.training.build import build_learner
@@ -33,7 +35,7 @@ from robot_rl.training.ingest import ingest
 from robot_rl.training.rounds import round_data
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.scalars import ScalarLog
-from robot_rl.types import Episode, FeatureSpec, Source, Stratum
+from robot_rl.types import Episode, FeatureSpec, RewardEvent, Source, Stratum
 
 logger = logging.getLogger(__name__)
 USELESS_IN_A_ROW = 5  # episodes after which to say that nothing can be learned from them
@@ -110,6 +112,8 @@ class LearnerCore:
         self.learner = build_learner(base, config, device)
         self.rng = np.random.default_rng(seeding.key("replay", config.seed))
         self.buffer = make_buffer(config, base)
+        composed = bool(config.reward.channels)
+        self.composer = RewardComposer(admit(config.reward), self.buffer, config.learner.gamma) if composed else None
         cached = config.learner.base_samples if isinstance(config.learner, OffPolicyConfig) else 0
         distils = config.learner.algorithm == "dsrl_na"
         self.base_samples = BaseSamples(base, cached, config.seed, device, keeps_noise=distils) if cached else None
@@ -154,6 +158,8 @@ class LearnerCore:
             self.buffer, episode, self.base, stratum=stratum, device=self.device, failure_reward=failure,
             shift=self.config.schedule.random_shift,
         )  # fmt: skip
+        if self.composer is not None:
+            self.composer.begin(episode)
         if self.base_samples is not None:
             self.base_samples.add(new.number, episode.meta.episode_id, new.conditioning)
             self.base_samples.forget(self.base_samples.numbers() - self.buffer.numbers())
@@ -161,6 +167,13 @@ class LearnerCore:
         self._helped |= practice and bool((episode.source == Source.HUMAN).any())
         if practice and self.buffer.window.stride == "decision":
             self._watch_starts(episode)
+
+    def reward(self, event: RewardEvent) -> None:
+        """A reward event, at any time. Raises ValueError for one that cannot be about its episode."""
+        if self.composer is not None:
+            self.composer.add(event)
+        else:
+            self.buffer.update_reward(event)
 
     def _watch_starts(self, episode: Episode) -> None:
         """Say so when a learner that wants whole decisions gets none: it would wait for ever."""
@@ -180,7 +193,9 @@ class LearnerCore:
 
     @property
     def ready(self) -> bool:
-        """Whether a batch can be drawn at all (late rewards may still be missing)."""
+        """Whether a batch can be drawn at all: late rewards may still be missing, or too many of them be invalid."""
+        if self.composer is not None and not self.composer.valid.enough:
+            return False
         starts = self.buffer.starts()
         return any(starts.get(Stratum(stratum), 0) for stratum in self._ratios())
 

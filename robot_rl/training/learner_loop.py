@@ -222,7 +222,7 @@ class LearnerLoop:
 
     def _reward(self, event: RewardEvent) -> None:
         try:
-            self.core.buffer.update_reward(event)
+            self.core.reward(event)
         except ValueError as error:
             self.counters.rewards_refused += 1
             logger.error("reward event refused: %s", error)

@@ -111,9 +111,9 @@ def test_sources_by_name(tmp_path):
     path.write_text("kind: environment\nname: truth\nmode: dense\n")
     assert load_source(str(path)).kind is RewardKind.DENSE
     with pytest.raises(FileNotFoundError, match=r"no reward source of that name is installed.*environment, human"):
-        load_source("vlm_progress")
+        load_source("crystal_ball")
     for text, why in (
-        ("kind: vlm_progress\n", "kind='vlm_progress' is not installed; installed are environment, human"),
+        ("kind: crystal_ball\n", "kind='crystal_ball' is not installed; installed are classifier, clip_goal, environment"),
         ("mode: dense\n", "accepted is a mapping with `kind`"),
         ("kind: environment\nmoed: dense\n", "moed='dense' is unknown; accepted are name, mode"),
         ("kind: environment\nname: My Source\n", "name='My Source'"),
