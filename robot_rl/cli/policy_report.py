@@ -47,28 +47,39 @@ def head_kinds() -> tuple[str, ...]:
     return get_args(get_type_hints(HeadConfig)["kind"])
 
 
+def _fit(base: Any, kind: str) -> str:
+    """What to know of a kind of head that fits. Raises ValueError or AttributeError with what the head itself says against it."""
+    from robot_rl.heads.guidance import need_compact
+    from robot_rl.heads.guidance_config import GuidanceConfig
+    from robot_rl.learners.config import OffPolicyConfig
+    from robot_rl.training.build import build_head
+    from robot_rl.training.config import ALGORITHMS, HeadConfig
+
+    algorithms = f"algorithms {', '.join(ALGORITHMS[kind])}"
+    if kind == "reference":  # it is nothing without a store of references, which a policy alone does not bring
+        need_compact(base, "following a reference")
+        return f"needs head.reference.references; {algorithms}"
+    guided = GuidanceConfig(value_weight=1.0) if kind == "guided" else GuidanceConfig()
+    head = build_head(base, HeadConfig(kind=kind, guided=guided), 0, OffPolicyConfig())  # type: ignore[arg-type]
+    return f"{sum(p.numel() for p in head.parameters()):,} parameters; {algorithms}"
+
+
 def examine_policy(source: str, options: dict[str, Any] | None = None) -> PolicyReport:
     """Load the policy, and build every kind of head on it: what refuses says why itself.
 
     Raises:
         FileNotFoundError, ValueError: it is no policy that can be a base.
     """
-    from robot_rl.learners.config import OffPolicyConfig
     from robot_rl.policies.loading import load_policy
-    from robot_rl.training.build import build_head
-    from robot_rl.training.config import ALGORITHMS, HeadConfig
 
     path = Path(source)
     base = load_policy(path / "base" if (path / "config.yaml").exists() else source, "cpu", options)
     spec, heads = base.spec, []
     for kind in head_kinds():
         try:
-            head = build_head(base, HeadConfig(kind=kind), 0, OffPolicyConfig())  # type: ignore[arg-type]
+            heads.append(HeadSupport(kind, True, _fit(base, kind)))
         except (ValueError, AttributeError) as error:
             heads.append(HeadSupport(kind, False, str(error)))
-            continue
-        trained = sum(p.numel() for p in head.parameters())
-        heads.append(HeadSupport(kind, True, f"{trained:,} parameters; algorithms {', '.join(ALGORITHMS[kind])}"))
     return PolicyReport(
         policy=source, kind=type(base).__name__, sampler=spec.sampler, num_steps=spec.num_steps, horizon=spec.horizon,
         n_action_steps=spec.n_action_steps, n_obs_steps=spec.n_obs_steps, noise_shape=spec.noise_shape,
