@@ -160,7 +160,7 @@ class StackedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) shared by all networks, or (N, B, D), to (N, B, out). Differentiable in everything."""
-        h = x if x.dim() == 3 else x.expand(self.n, *x.shape)
+        h = x if x.dim() == 3 else x.unsqueeze(0).expand(self.n, -1, -1)
         for width, layer in zip(self.hidden, self.layers[:-1], strict=True):
             h = torch.baddbmm(layer.bias, h, layer.weight)
             if layer.norm is not None:
