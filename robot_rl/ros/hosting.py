@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from robot_rl.ros.inference import HostGone
 from robot_rl.ros.versions import VersionChoice
 from robot_rl.runtime.weights import VerificationError, WeightChannel, WeightSource, WeightSubscriber
 from robot_rl.types import ActionSpec, Decision, FeatureSpec
@@ -44,18 +45,11 @@ class HostConfig:
     seed: int = 0
 
 
-def policy_folder(text: str) -> Path:
-    """The folder that holds ``policy.json``: the one given, or ``base/`` in a run folder.
-
-    Raises:
-        FileNotFoundError: neither holds one.
-    """
-    path = Path(text).expanduser()
-    for candidate in (path, path / "base"):
-        if (candidate / "policy.json").is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"policy={text!r}: neither it nor {path / 'base'} holds policy.json; accepted are a policy or run folder"
+def policy_folder(text: str) -> str:
+    """What ``load_policy`` takes: ``base/`` of a run folder, else the policy, LeRobot checkpoint or ``remote:HOST:PORT`` as given."""
+    base = Path(text).expanduser() / "base"
+    return (
+        str(base) if (base / "policy.json").is_file() else text if text.startswith("remote:") else str(Path(text).expanduser())
     )
 
 
@@ -92,12 +86,10 @@ class PolicyHost(VersionChoice):
         """
         import torch
 
-        from robot_rl.policies.checkpoint import load_policy
+        from robot_rl.policies.loading import load_policy
         from robot_rl.training.build import pick_device
 
         torch.set_num_threads(1)  # the control loop beside it needs the other cores more than a small policy does
-        if self.config.policy.startswith("remote:"):
-            raise ValueError(f"policy={self.config.policy!r}: no remote policy server is available in this version")
         self.device = pick_device(self.config.device)
         self.base: BasePolicy = load_policy(policy_folder(self.config.policy), self.device)
         self._head_config: Any = self._read_head()
@@ -162,8 +154,13 @@ class PolicyHost(VersionChoice):
     # ---- deciding (inference thread)
 
     def decide(self, request: DecisionRequest) -> Decision:
+        from robot_rl.policies.remote.errors import PolicyUnavailable
+
         policy = self.policy(0) if self.use_base and self.acting.version else self.acting
-        return policy.decide([request])[0]
+        try:
+            return policy.decide([request])[0]
+        except PolicyUnavailable as error:  # the next request tries again
+            raise HostGone(str(error)) from error
 
     # ---- versions
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from robot_rl.ros.frames import Line
 from robot_rl.ros.hosting import HostConfig, PolicyHost
+from robot_rl.ros.inference import HostGone
 from robot_rl.types import Decision
 
 FROZEN_NS = 1_000_000_000
@@ -110,6 +111,9 @@ class Child:
                 host.acting = host.policy(head["version"])
             host.use_base = head["use_base"]
             decision = host.decide(DecisionRequest(arrays, tuple(head["key"]), head["index"], head["step"]))
+        except HostGone as error:  # a policy server that is away: this process is well and asks again
+            self.questions.send({"unavailable": str(error)})
+            return
         except Exception as error:
             self.questions.send({"error": f"{type(error).__name__}: {error}"})
             return

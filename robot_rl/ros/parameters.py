@@ -114,7 +114,11 @@ COMMON_PARAMETERS = (
 POLICY_PARAMETERS = (
     Parameter("robot", "", "name in configs/robots/ or path of a robot description", CONFIGURE, required=True),
     Parameter(
-        "policy", "", "policy folder, run folder, remote:<url>, or none (holds; for teleoperation)", CONFIGURE, required=True
+        "policy",
+        "",
+        "policy or run folder, LeRobot checkpoint, remote:HOST:PORT, or none (holds; for teleoperation)",
+        CONFIGURE,
+        required=True,
     ),
     Parameter("head", "", "run folder or recipe whose head acts on the base; empty: the base alone", CONFIGURE),
     Parameter("device", "auto", "torch device: auto, cpu, cuda, cuda:<n>", CONFIGURE),

@@ -204,6 +204,8 @@ class ProcessHost(VersionChoice):
             words, arrays = child.questions.receive()
         except (EOFError, OSError) as error:
             raise HostGone("the inference process is gone") from error
+        if "unavailable" in words:
+            raise HostGone(words["unavailable"])
         if "error" in words:
             self.kill(f"it cannot decide: {words['error']}")
             raise HostGone(words["error"])

@@ -124,6 +124,8 @@ class RewardNode(ManagedNode):
             self.destroy_timer(self._timer)
         if self._synchroniser is not None:
             self._synchroniser.close()
+        if (close := getattr(self.source, "close", None)) is not None:  # of a connection, say
+            close()
         self._listening, self._timer, self._worker, self._synchroniser, self.source = [], None, None, None, None
 
     # ---- what comes in
@@ -144,7 +146,7 @@ class RewardNode(ManagedNode):
             running = self._running
             if truth.success and running is not None and running.episode_id not in self._live:
                 step = self._step_of(running, stamp)
-                frames = FrameBatch({}, np.array([step]), np.array([stamp]), running.task or "")
+                frames = FrameBatch({}, np.array([step]), np.array([stamp]), running.task or "", running.episode_id)
                 self._live[running.episode_id] = []
                 self._ask(Job(time.monotonic(), running, frames))
 
@@ -174,7 +176,7 @@ class RewardNode(ManagedNode):
         if snapshot.observation:
             stacked = {n: np.asarray(v)[None] for n, v in snapshot.observation.items()}
             step = self._step_of(running, snapshot.stamp_ns)
-            batch = FrameBatch(stacked, np.array([step]), np.array([snapshot.stamp_ns]), running.task or "")
+            batch = FrameBatch(stacked, np.array([step]), np.array([snapshot.stamp_ns]), running.task or "", running.episode_id)
             self._ask(Job(now, running, batch))
 
     # ---- the worker
