@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,18 @@ def score_safely(source: RewardSource, trace: EpisodeTrace) -> ScoreBatch:
         return ScoreBatch.failed(np.arange(first, trace.length + 1), "error")
 
 
+def closing(source: str, length: int, scores: ScoreBatch, common: Mapping[str, Any]) -> list[RewardEvent]:
+    """The statement that the source has said all it will of an episode; none where it failed wherever it looked.
+
+    Without it nobody can tell a source that has seen no success from one that has not looked yet.
+    """
+    share = float(np.mean(scores.valid)) if len(scores.valid) else 1.0
+    if share == 0:
+        return []
+    reason = CLOSED if share == 1.0 else CLOSED_PARTLY
+    return [RewardEvent(step=length, source=source + CLOSE_SUFFIX, value=float("nan"), valid=False, reason=reason, **common)]
+
+
 def events_of(
     source: RewardSource, trace: EpisodeTrace, scores: ScoreBatch, latency_ms: float, verdict: bool
 ) -> list[RewardEvent]:
@@ -81,17 +93,7 @@ def events_of(
                 step=step, source=source.name, value=value, kind=kind, valid=valid, reason=reason, stamp_ns=stamp, **common
             )
         )
-    share = float(np.mean(scores.valid)) if len(scores.valid) else 1.0
-    if share > 0:  # a source that failed wherever it looked has not said anything
-        reason = CLOSED if share == 1.0 else CLOSED_PARTLY
-        end: dict[str, Any] = {
-            "step": trace.length,
-            "source": source.name + CLOSE_SUFFIX,
-            "value": float("nan"),
-            "valid": False,
-            "reason": reason,
-        }
-        events.append(RewardEvent(**end, **common))
+    events += closing(source.name, trace.length, scores, common)
     if verdict and scores.success is not None:
         step = scores.success_step if scores.success and scores.success_step > 0 else trace.length
         events.append(RewardEvent(step=step, source=LABEL_SOURCE, value=float(scores.success), **common))

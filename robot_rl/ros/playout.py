@@ -73,6 +73,11 @@ class Playout:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def deadline(self) -> float:
+        """When the tick that is being prepared is due (steady seconds)."""
+        return self._deadline
+
     def realign(self, at: float) -> None:
         """Let deadlines fall on ``at`` (steady seconds) and whole periods before and after it; the next one comes up to a period later."""
         self._realign = at

@@ -26,6 +26,7 @@ from robot_rl.ros.base import OK, WARN, ManagedNode, run
 from robot_rl.ros.conversion import read_records, records_message
 from robot_rl.ros.graph_names import REWARD_NODE
 from robot_rl.ros.names import EPISODE_STATUS, REWARD_EVENTS, REWARD_VALUE, TASK_STATE, NodeTable
+from robot_rl.types import RewardEvent
 from robot_rl.wire import EpisodeStatus, RewardClose, StepReward, TaskState
 from robot_rl.wire.codec import MAX_STATUSES
 
@@ -264,6 +265,7 @@ class RewardNode(ManagedNode):
 
     def _say(self, job: Job, scores: ScoreBatch, store: Path | None, stamps: dict[int, int], latency_ms: float) -> None:
         from robot_rl.replay.ulid import new_ulid
+        from robot_rl.rewards.labelling import closing
 
         source = self.source
         assert source is not None
@@ -299,7 +301,13 @@ class RewardNode(ManagedNode):
                 **common,
             ))  # fmt: skip
         if store is not None:
-            self._write(store, rewards)
+            told = {
+                "episode_id": episode_id,
+                "model_id": info.model_id,
+                "prompt_hash": info.prompt_hash,
+                "latency_ms": latency_ms,
+            }
+            self._write(store, [*(r.to_event() for r in rewards), *closing(source.name, len(stamps), scores, told)])
             self._scored.add(episode_id)
         records: list[Any] = list(rewards)
         if store is not None:
@@ -307,12 +315,12 @@ class RewardNode(ManagedNode):
             records.append(RewardClose(source.name, episode_id, len(stamps), len(rewards), share))
         self._outbox.put((records, [r.value for r in rewards if r.valid and r.source != LABEL]))
 
-    def _write(self, folder: Path, rewards: list[StepReward]) -> None:
+    def _write(self, folder: Path, events: list[RewardEvent]) -> None:
         from robot_rl.replay.store import EpisodeStore
 
-        if rewards:
+        if events:
             with EpisodeStore.open(folder, mode="a", recover=False) as store:
-                store.append_reward(*(r.to_event() for r in rewards))
+                store.append_reward(*events)
 
     def _flush(self) -> None:
         """Publications happen in the executor's thread."""

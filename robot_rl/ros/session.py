@@ -40,6 +40,8 @@ ONE_PROCESS_HZ = 20.0  # commands a second up to which inference beside them in 
 ALIGN_OFFSET_S = 0.002
 LEAD = 0.15  # of a command period: so long before a command is due its control step begins
 LEAD_S = (0.0015, 0.006)
+CONTROL_COST_S = 0.0015
+"""Of the time before a command is due, so much is left to working it out; only the rest may be spent on waiting."""
 
 
 class Session:
@@ -414,9 +416,7 @@ class Session:
         node, loop = self.node, self.loop.loop
         now = node.clock_ns()
         if not node.sim_time:
-            self.sync.wait_for_anchor(
-                int(0.9 * self.control_s * S), min(0.2 * self.control_s, self.lead_s + 0.05 * self.period_s)
-            )
+            self.sync.wait_for_anchor(int(0.9 * self.control_s * S), min(0.2 * self.control_s, self._time_left()))
             now = node.clock_ns()
         snapshot = self.sync.snapshot()
         self.problems = snapshot.problems
@@ -482,7 +482,14 @@ class Session:
                 self.recording.say(weights_version=self.host.acting.version)
             self.worker.submit(loop.request())
         if scheduler.rows_left(loop.step) == 0 and self.worker.busy:
-            self._accept(self._decided(self.grace_s))
+            # The first command of an episode may wait for its chunk. Later ones leave on time, with a hold when there is none.
+            self._accept(self._decided(self.grace_s if loop.step == 0 else min(self.grace_s, self._time_left())))
+
+    def _time_left(self) -> float:
+        """Seconds that this control step may wait; without a play-out of its own nothing is due at an instant."""
+        if self._playout is None:
+            return float("inf")
+        return max(0.0, self._playout.deadline - CONTROL_COST_S - time.monotonic())
 
     def _decided(self, wait_s: float = 0.0) -> Decision | None:
         """A finished decision. Nothing where the inference process died over it: what is scheduled runs out, then the robot holds."""

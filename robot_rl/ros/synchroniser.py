@@ -227,7 +227,7 @@ class Synchroniser:
     def wait_for_anchor(self, older_than_ns: int, timeout_s: float) -> None:
         """Wait up to ``timeout_s`` for a fresh anchor when the newest one is older than that; for a tick right behind a driver."""
         age = self.streams[self.anchor].age_ns(self.clock()) if self.anchor in self.streams else None
-        if age is not None and age > older_than_ns:
+        if age is not None and age > older_than_ns and timeout_s > 0:
             self._arrived.clear()
             self._arrived.wait(timeout_s)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,8 @@ from robot_rl.ros.graph import graph
 from robot_rl.wire import EpisodeStatus, SessionStatus, WeightsNotice
 
 PATIENCE_S = 900.0
+RISE_S = 2400.0
+BLOCK, GOAL = 50, 45
 
 
 @pytest.mark.slow
@@ -76,3 +80,37 @@ def test_episodes_flow_the_learner_publishes_and_the_policy_acts_on_it(tmp_path)
     assert status["version"] >= 1
     assert status["episodes"] >= 2
     assert status["error"] == ""
+
+
+def verdicts(store: Path) -> list[tuple[bool, int]]:
+    """(success, version of the head) of every episode with a verdict, oldest first."""
+    if not (store / "store.json").exists():
+        return []
+    with EpisodeStore.open(store) as opened:
+        metas = [opened.meta(i) for i in opened.episode_ids()]
+    return [(bool(m.success), m.weights_version) for m in metas if m.success is not None]
+
+
+@pytest.mark.slow
+def test_success_rises_from_the_base_policys_to_ninety_per_cent_while_the_graph_runs(tmp_path):
+    from robot_rl.paths import find_config
+
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(f"extends: {find_config('quickstart')}\ndemos: {{prefill: false}}\n")
+    given = {
+        "policy": str(train_base(run, recipe)), "run_dir": str(run), "recipe": str(recipe), "operator": "joy", "gate": "false",
+        "http_port": "0", "max_episode_s": "5",
+    }  # fmt: skip
+    with running(graph("sim_session").build(given)) as (supervisor, _, _):
+        end = time.monotonic() + RISE_S
+        while sum(s for s, _ in verdicts(run / "store")[-BLOCK:]) < GOAL:
+            assert time.monotonic() < end, verdicts(run / "store")
+            supervisor.look()
+            time.sleep(1.0)
+        restarts = {n: p.restarts for n, p in supervisor.processes.items() if p.restarts}
+    found = verdicts(run / "store")
+    base = [success for success, version in found if version == 0]
+    assert len(base) >= 20
+    assert sum(base) <= 0.6 * len(base), "the base policy left something to learn"
+    assert found[-1][1] > 0
+    assert restarts == {}
