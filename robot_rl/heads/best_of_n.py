@@ -6,6 +6,7 @@ This is the whole rule; acting, temporal-difference targets and the edit head al
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from robot_rl.heads.base import Head, Mode, Proposal
 from robot_rl.heads.config import SelectionConfig, SelectReduce
+from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.policies.base import BasePolicy
 
 SCORED_AT_ONCE = 1024
@@ -111,9 +113,14 @@ class BestOfNHead(Head):
                 "one chunk; use a residual or edit head"
             )
         self.config, self.rows = config, base.spec.n_action_steps
+        self.own = FineTunedHead(base) if config.own_base else None
         self.critic = critic.requires_grad_(False)
         self.prior_draws = config.candidates
         self.exploration_dim = config.candidates if config.samples else 0
+
+    def sampler(self, base: BasePolicy) -> BasePolicy:
+        """What draws the candidates, in episodes and in targets."""
+        return base if self.own is None else self.own.policy
 
     def select(self, conditioning: Tensor, base_rows: Tensor, exploration: Tensor | None) -> Selection:
         """Choose among base rows (B, K, n, A); ``exploration`` (B, exploration_dim) standard normals, None for ``eval``."""
@@ -127,9 +134,10 @@ class BestOfNHead(Head):
     ) -> Proposal:
         if mode == "explore" and self.exploration_dim and exploration is None:
             raise ValueError("explore mode needs exploration draws (B, exploration_dim)")
-        chunks = base_candidates(base, conditioning, noise, self.prior_draws)
+        chunks = base_candidates(self.sampler(base), conditioning, noise, self.prior_draws)
         chosen = self.select(conditioning, chunks[:, :, : self.rows], exploration if mode == "explore" else None)
-        return chosen_proposal(chosen, chunks, noise, self.rows)
+        proposal = chosen_proposal(chosen, chunks, noise, self.rows)
+        return proposal if self.own is None else replace(proposal, chunk_base=base.sample(conditioning, proposal.noise))
 
 
 def chosen_proposal(chosen: Selection, chunks: Tensor, noise: Tensor | None, rows: int) -> Proposal:

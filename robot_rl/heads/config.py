@@ -86,6 +86,8 @@ class SelectionConfig:
         kl_budget: raise eta per state until the choice's divergence from the base, log K - entropy, is at most this (nats).
         risk: ``neutral`` weighs candidates by q; ``bernoulli`` takes q as a chance of success p and weighs by
             1 - p + p exp(1 / eta), Q#'s exact solution for deterministic transitions.
+        own_base: the head carries a denoiser of its own, which draws its candidates and which the learner trains on by imitation
+            (``learner.base_update``); the frozen base stays beside it.
     """
 
     candidates: int = 8
@@ -94,6 +96,7 @@ class SelectionConfig:
     temperature: float = 0.0
     kl_budget: float | None = None
     risk: Literal["neutral", "bernoulli"] = "neutral"
+    own_base: bool = False
 
     def __post_init__(self) -> None:
         if self.candidates < 1:

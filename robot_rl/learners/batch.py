@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from robot_rl.replay.buffer import WindowBatch
+
+if TYPE_CHECKING:
+    from robot_rl.learners.cloning import CloneRows
 
 EPISODE_RETURN = "episode_return"
 RETURN_KNOWN = "return_known"
@@ -26,6 +30,7 @@ class Batch:
         action_base: (B, n, A) the base's rows at a decision start, or None.
         episode_return: (B,) discounted return from the window's start to the end of its episode, or None.
         return_known: (B,) 1 where every reward of that return is known, else 0; None: all are.
+        clone: rows to imitate, where a copy of the base is trained on.
         base_rows, next_base_rows: (B, M, n, A) chunks of the frozen base at both ends, drawn once per observation, or None.
     """
 
@@ -41,10 +46,12 @@ class Batch:
     return_known: Tensor | None = None
     base_rows: Tensor | None = None
     next_base_rows: Tensor | None = None
+    clone: CloneRows | None = None
 
     @classmethod
     def from_windows(cls, windows: WindowBatch, device: torch.device | str = "cpu") -> Batch:
         """From what :meth:`ReplayBuffer.sample` draws; returns and base rows are extras of that name."""
         extras = (EPISODE_RETURN, RETURN_KNOWN, "base_rows", "next_base_rows")
-        arrays = {f.name: windows.extra.get(f.name) if f.name in extras else getattr(windows, f.name) for f in fields(cls)}
+        names = [f.name for f in fields(cls) if f.name != "clone"]
+        arrays = {name: windows.extra.get(name) if name in extras else getattr(windows, name) for name in names}
         return cls(**{k: None if v is None else torch.from_numpy(v).to(device, non_blocking=True) for k, v in arrays.items()})

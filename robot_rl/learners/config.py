@@ -42,6 +42,31 @@ class ConservativeConfig:
 
 
 @dataclass(frozen=True)
+class BaseUpdateConfig:
+    """Training a copy of the base on by imitation, one step an actor update (EXPO; QC clones its flow policy on alike).
+
+    Attributes:
+        rows: what is imitated: ``none`` (the base stays as it is), ``all`` recorded rows of the policy and of humans, failures
+            included, or ``success``: those of successful episodes and demonstrations.
+        lr, weight_decay: AdamW. cosine_steps: steps over which ``lr`` falls to 0 as a cosine; 0: it stays.
+        ema: how fast the copy that acts follows the one that is trained.
+    """
+
+    rows: Literal["none", "all", "success"] = "none"
+    lr: float = 3e-4
+    weight_decay: float = 1e-4
+    cosine_steps: int = 0
+    ema: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.lr < 0 or self.weight_decay < 0 or self.cosine_steps < 0 or not 0.0 < self.ema <= 1.0:
+            raise ValueError(
+                f"base_update: lr={self.lr}, weight_decay={self.weight_decay}, cosine_steps={self.cosine_steps}, ema={self.ema}; "
+                "accepted are numbers >= 0 and 0 < ema <= 1"
+            )
+
+
+@dataclass(frozen=True)
 class OffPolicyConfig:
     """The choices that make a recipe.
 
@@ -82,6 +107,9 @@ class OffPolicyConfig:
         critic_init: run folder whose critic this one starts from; inputs that critic did not have start at zero weight.
         base_samples: M, chunks of the frozen base that are drawn once per recorded observation and reused by every update
             (``edit``, ``best_of_n``); 0 draws afresh each time. At least the head's ``candidates``.
+        base_update: whether a copy of the base is trained on beside the head (``edit`` and ``best_of_n`` with ``own_base``).
+        n_step: decisions whose rewards are summed before the target bootstraps; above 1 the later ones are others' choices, so
+            the target is biased off-policy. ResFiT: 3 (5 for some tasks), with a base that re-plans every step.
         value_max, value_min: bounds of what a return can be, to clamp targets with; None leaves them open.
     """
 
@@ -122,12 +150,14 @@ class OffPolicyConfig:
     failure_reward: float = 0.0
     critic_init: Path | None = None
     base_samples: int = 0
+    base_update: BaseUpdateConfig = field(default_factory=BaseUpdateConfig)
+    n_step: int = 1
     value_min: float | None = None
     value_max: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("n_critics", "actor_every", "distill_every"):
+        for name in ("n_critics", "actor_every", "distill_every", "n_step"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: accepted are integers >= 1")
         if not 0.0 < self.gamma <= 1.0:
@@ -168,6 +198,21 @@ class OffPolicyConfig:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} with algorithm={self.algorithm!r}, which never reads it; accepted is "
                     f"{default!r}, or one of the algorithms {', '.join(algorithms)}"
+                )
+        if self.n_step > 1 and self.algorithm == "dsrl_sac":
+            raise ValueError(
+                f"n_step={self.n_step} with algorithm='dsrl_sac', whose windows are single decisions; accepted is 1"
+            )
+        if self.base_update.rows != "none":
+            if self.algorithm not in ("edit", "best_of_n"):
+                raise ValueError(
+                    f"base_update.rows={self.base_update.rows!r} with algorithm={self.algorithm!r}, which never reads it; accepted "
+                    "is 'none', or one of the algorithms edit, best_of_n"
+                )
+            if self.base_samples:
+                raise ValueError(
+                    f"base_samples={self.base_samples} with base_update.rows={self.base_update.rows!r}: what was drawn of the base "
+                    "would be out of date; accepted is 0"
                 )
         conservative = {self.critic_loss, self.offline_critic} & {"cql", "calql"}
         if conservative and self.algorithm == "dsrl_sac":

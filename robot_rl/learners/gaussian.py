@@ -206,7 +206,8 @@ def candidate_rows(objective: Any, conditioning: Tensor, cached: Tensor | None, 
     """(B, count, n, A) chunks of the base: of the cached (B, M, n, A) ones, without replacement, or drawn now."""
     if cached is None:
         noise = objective.prior(len(conditioning), count)
-        return base_candidates(objective.base, conditioning, noise, count)[:, :, : objective.rows]
+        sampler = objective.head.sampler(objective.base)
+        return base_candidates(sampler, conditioning, noise, count)[:, :, : objective.rows]
     lots = torch.rand(cached.shape[:2], generator=objective.generator, device=cached.device)
     chosen = lots.topk(count, dim=1).indices
     return cached.gather(1, chosen[:, :, None, None].expand(-1, -1, *cached.shape[2:]))

@@ -7,6 +7,7 @@ What differs between methods (which input the critic reads, what acts at the nex
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from robot_rl.heads.base import Head
 from robot_rl.learners.batch import Batch
+from robot_rl.learners.cloning import BaseCloner, clone_rows
 from robot_rl.learners.config import OffPolicyConfig, Reduction
 from robot_rl.learners.critic_rules import ValueRule, add_conservative_gradient, copy_wider
 from robot_rl.learners.ensemble import CriticEnsemble
@@ -25,7 +27,7 @@ from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.grad import without_grad
 from robot_rl.nn.mlp import StackedMLP
 from robot_rl.policies.base import BasePolicy
-from robot_rl.replay.buffer import ReplayBuffer
+from robot_rl.replay.buffer import ReplayBuffer, WindowBatch
 from robot_rl.types import Stratum
 
 
@@ -60,6 +62,7 @@ class OffPolicyLearner:
         if "iql" in (config.critic_loss, config.offline_critic):
             self.value_rule = ValueRule(config, base.spec.conditioning_dim, generator, self.device)
         self.optimizer = FlatAdam(self.critic.flat, config.critic_lr)
+        self.cloner = _cloner(base, self.head, config, self.device)
         self.updates = 0
         self.actor_updates = 0
 
@@ -77,7 +80,16 @@ class OffPolicyLearner:
             ends = windows.step + windows.mask.sum(1)
             windows.extra["base_rows"] = base_samples.take(windows.episode_index, windows.step)
             windows.extra["next_base_rows"] = base_samples.take(windows.episode_index, ends)
-        return Batch.from_windows(windows, self.device)
+        batch = self.batch(windows)
+        if self.cloner is not None and (self.updates + 1) % self.config.actor_every == 0:
+            drawn, extra = buffer.sample_chunk_rows(size, rng, self.base.spec.horizon, ratios=ratios)
+            batch = replace(batch, clone=clone_rows(drawn, extra, self.config.base_update, self.device))
+        return batch
+
+    def batch(self, windows: WindowBatch) -> Batch:
+        """Windows as tensors. With ``n_step`` above 1 the critic reads the rows of the first decision alone."""
+        batch = Batch.from_windows(windows, self.device)
+        return batch if self.config.n_step == 1 else replace(batch, action=batch.action[:, : self.base.spec.n_action_steps])
 
     def td_target(
         self, batch: Batch, next_input: Tensor, next_log_prob: Tensor, alpha: Tensor | float, how: Reduction | None = None
@@ -126,6 +138,10 @@ class OffPolicyLearner:
         self.optimizer.step(self.target.flat, self.config.tau)
         self.updates += 1
         actor_step = train_actor and self.updates % self.config.actor_every == 0
+        if actor_step and self.cloner is not None:
+            if batch.clone is None:
+                raise ValueError("base_update trains on rows to imitate and this batch has none: draw it with sample()")
+            metrics |= self.cloner.step(batch.clone, self.generator)
         metrics |= self.objective.improve(batch, self.critic, actor_step)
         self.actor_updates += actor_step
         return metrics
@@ -185,6 +201,8 @@ class OffPolicyLearner:
             "generator": self.generator.get_state().clone(),
             "counters": torch.tensor([self.updates, self.actor_updates]),
         }
+        if self.cloner is not None:
+            state["cloner"] = self.cloner.full_state()
         return state if self.value_rule is None else state | {"value": self.value_rule.full_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,7 +211,20 @@ class OffPolicyLearner:
         load_network_state(self.critic, self.optimizer, state["critic"])
         self.target.load_state_dict(state["target"])
         self.objective.load_full_state(state["objective"])
+        if self.cloner is not None:
+            self.cloner.load_full_state(state["cloner"])
         if self.value_rule is not None:
             self.value_rule.load_full_state(state["value"])
         self.generator.set_state(state["generator"].cpu())
         self.updates, self.actor_updates = (int(x) for x in state["counters"])
+
+
+def _cloner(base: BasePolicy, head: Head, config: OffPolicyConfig, device: torch.device) -> BaseCloner | None:
+    """What trains a copy of the base on. Raises ValueError when head and learner disagree on whether there is one."""
+    own = getattr(head, "own", None)
+    if (own is not None) != (config.base_update.rows != "none"):
+        raise ValueError(
+            f"head.{head.KIND}.own_base={str(own is not None).lower()} with learner.base_update.rows={config.base_update.rows!r}: "
+            "accepted are true with all or success, false with none"
+        )
+    return None if own is None else BaseCloner(base, own, config.base_update, device)

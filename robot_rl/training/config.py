@@ -84,10 +84,23 @@ class DemosConfig:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The base policy: loaded from ``path``, or cloned from the demonstrations with ``bc``."""
+    """The base policy: loaded from ``path``, or cloned from the demonstrations with ``bc``.
+
+    Attributes:
+        replan_every: rows of a chunk that run before the base is asked again; 0: as many as it was made for. With 1 a head
+            corrects every single step (ResFiT).
+    """
 
     path: Path | None = None
+    replan_every: int = 0
     bc: BCConfig = field(default_factory=BCConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "replan_every")
+
+    def folder(self, made: Path) -> Path:
+        """Where the policy of a run lies; ``made`` is the run's own folder for what it cloned, or loaded and changed."""
+        return self.path if self.path is not None and not self.replan_every else made
 
 
 @dataclass(frozen=True)
@@ -345,6 +358,12 @@ class PostTrainConfig:
             )
         if self.schedule.offline_updates and not self.demos.prefill:
             raise ValueError("schedule.offline_updates > 0 with demos.prefill=false: there would be nothing to learn from")
+        update = getattr(getattr(self.learner, "base_update", None), "rows", "none")
+        if selection is not None and selection.own_base != (update != "none"):
+            raise ValueError(
+                f"head.{self.head.kind}.own_base={str(selection.own_base).lower()} with learner.base_update.rows={update!r}: accepted "
+                "are true with all or success, false with none"
+            )
         if self.learner.algorithm == "dsrl_sac" and self.demos.prefill:
             raise ValueError(
                 "demos.prefill=true with learner.algorithm='dsrl_sac': demonstrations have no noise; accepted is false"

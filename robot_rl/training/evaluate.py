@@ -32,7 +32,7 @@ def load_acting(folder: Path, who: str, device: str) -> tuple[ActingPolicy, EnvC
     if not (folder / "config.yaml").exists():
         raise FileNotFoundError(f"policy={str(folder)!r}: neither a run folder (config.yaml) nor a base policy (policy.json)")
     run = load(PostTrainConfig, folder / "config.yaml")
-    base = load_policy(run.base.path or folder / "base", device)
+    base = load_policy(run.base.folder(folder / "base"), device)
     if who == "base":
         return ActingPolicy(base, device=device), run.env
     if not (folder / "result.json").exists():

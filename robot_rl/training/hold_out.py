@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from robot_rl import seeding
-from robot_rl.learners.batch import Batch
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.types import Episode
@@ -55,7 +54,7 @@ class HoldOut:
             ingest(buffer, episode)
         if not buffer.total_starts:
             return float("nan")
-        batch = Batch.from_windows(buffer.sample(WINDOWS, np.random.default_rng(0)), learner.device)
+        batch = learner.batch(buffer.sample(WINDOWS, np.random.default_rng(0)))
         assert batch.episode_return is not None
         assert batch.return_known is not None
         known = batch.return_known.cpu().numpy() > 0

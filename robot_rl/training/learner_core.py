@@ -371,13 +371,15 @@ def make_buffer(config: PostTrainConfig, base: BasePolicy) -> ReplayBuffer:
     """An empty buffer for what this learner reads of this base's episodes."""
     spec, learner = base.spec, config.learner
     extra = {EPISODE_RETURN: FeatureSpec(()), RETURN_KNOWN: FeatureSpec(())}
-    if isinstance(learner, WeightedBCConfig):
+    if isinstance(learner, WeightedBCConfig) or (
+        isinstance(learner, OffPolicyConfig) and learner.base_update.rows == "success"
+    ):
         extra |= FACTS
     return ReplayBuffer(
         config.schedule.replay_capacity,
         conditioning_dim=spec.conditioning_dim,
         action_dim=spec.action.dim,
-        window=WindowConfig(spec.n_action_steps, learner.gamma, "decision" if learner.algorithm == "dsrl_sac" else "any"),
+        window=WindowConfig(spec.n_action_steps * getattr(learner, "n_step", 1), learner.gamma, "decision" if learner.algorithm == "dsrl_sac" else "any"),
         delta_mask=spec.action.delta_mask,
         noise_shape=spec.noise_shape if learner.algorithm == "dsrl_sac" else None,
         chunk_horizon=spec.horizon,

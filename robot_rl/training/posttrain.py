@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,11 @@ def prepare_base(
     config: PostTrainConfig, spec: EnvSpec, folder: RunFolder, progress: Progress, flag: InterruptFlag, device: str
 ) -> CompactPolicy:
     """The frozen base: loaded, left by an earlier attempt, or cloned now (a cloning that was interrupted starts over)."""
-    source = config.base.path
-    if source is None and not (folder.base / "policy.json").exists():
+    source = config.base.folder(folder.base)
+    if source == folder.base and config.base.path is not None and not (folder.base / "policy.json").exists():
+        changed = replanned(load_policy(config.base.path, device), config.base.replan_every)
+        save_policy(changed.cpu(), folder.base, extra={"task": spec.env_id, "replanned_from": config.base.path.name})
+    if source == folder.base and not (folder.base / "policy.json").exists():
         episodes = _demos(config, spec, folder, progress)
         bc = config.base.bc
         progress.start("behaviour cloning", bc.steps)
@@ -127,8 +131,9 @@ def prepare_base(
             done = step
 
         policy = clone(episodes, dict(spec.observation_features), spec.action, bc, device=device, progress=report)
+        policy = replanned(policy, config.base.replan_every)
         save_policy(policy.cpu(), folder.base, extra={"task": spec.env_id, "episodes": len(episodes)})
-    policy = load_policy(folder.base if source is None else source, device)
+    policy = load_policy(source, device)
     for name, feature in policy.spec.observation_features.items():
         if name not in spec.observation_features or spec.observation_features[name].shape != feature.shape:
             raise ValueError(
@@ -138,6 +143,20 @@ def prepare_base(
         raise ValueError(
             f"base.path={str(source)!r}: {policy.spec.action.dim} action dimensions; {spec.env_id} has {spec.action.dim}"
         )
+    return policy
+
+
+def replanned(policy: CompactPolicy, rows: int) -> CompactPolicy:
+    """The policy, asked again after ``rows`` of every chunk (0: as it is); that makes it another base, with another identity.
+
+    Raises:
+        ValueError: more rows than a chunk has.
+    """
+    if rows and rows != policy.config.n_action_steps:
+        if rows > policy.config.horizon:
+            raise ValueError(f"base.replan_every={rows}: accepted are 0 to {policy.config.horizon}, the rows of a chunk")
+        policy.config = replace(policy.config, n_action_steps=rows)
+        policy.freeze()
     return policy
 
 
