@@ -143,6 +143,37 @@ class ChunkPolicyConfig:
 
 
 @dataclass(frozen=True)
+class HybridPolicyConfig(ChunkPolicyConfig):
+    """:class:`ChunkPolicyConfig` for the arm, and a choice for the gripper.
+
+    Attributes:
+        gripper_epsilon: chance that ``explore`` mode draws the gripper's choice evenly. HIL-SERL never does: people show it.
+    """
+
+    gripper_epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gripper_epsilon <= 1.0:
+            raise ValueError(f"gripper_epsilon={self.gripper_epsilon}: accepted are 0 to 1")
+
+
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """How a policy that knows what an advantage is acts on it.
+
+    Attributes:
+        guidance: beta of classifier-free guidance, out = out(nothing said) + beta (out(advantage is positive) - out(nothing said)).
+            1 samples as if told that the advantage is positive (RECAP), larger values push further (1.5 to 2.5).
+    """
+
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.guidance < 0:
+            raise ValueError(f"guidance={self.guidance}: accepted are numbers >= 0")
+
+
+@dataclass(frozen=True)
 class ChainConfig:
     """How a denoising chain explores.
 

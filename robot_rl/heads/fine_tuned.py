@@ -41,6 +41,10 @@ class FineTunedHead(Head):
 
     policy: CompactPolicy
 
+    def twin(self, base: BasePolicy) -> FineTunedHead:
+        """A fresh head of the same shape, to train beside this one."""
+        return FineTunedHead(base)
+
     @torch.no_grad()
     def propose(
         self, conditioning: Tensor, base: BasePolicy, noise: Tensor | None, exploration: Tensor | None, mode: Mode

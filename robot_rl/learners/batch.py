@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 EPISODE_RETURN = "episode_return"
 RETURN_KNOWN = "return_known"
+OPTIONAL = ("gripper_choice", "gripper_steady", "gripper_change")
+"""Columns of the buffer that only some learners ask for."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Batch:
         episode_return: (B,) discounted return from the window's start to the end of its episode, or None.
         return_known: (B,) 1 where every reward of that return is known, else 0; None: all are.
         clone: rows to imitate, where a copy of the base is trained on.
+        gripper_choice, gripper_steady, gripper_change: (B,) of the gripper inside the window, see ``learners/facts.py``, or None.
         base_rows, next_base_rows: (B, M, n, A) chunks of the frozen base at both ends, drawn once per observation, or None.
     """
 
@@ -47,11 +50,14 @@ class Batch:
     base_rows: Tensor | None = None
     next_base_rows: Tensor | None = None
     clone: CloneRows | None = None
+    gripper_choice: Tensor | None = None
+    gripper_steady: Tensor | None = None
+    gripper_change: Tensor | None = None
 
     @classmethod
     def from_windows(cls, windows: WindowBatch, device: torch.device | str = "cpu") -> Batch:
         """From what :meth:`ReplayBuffer.sample` draws; returns and base rows are extras of that name."""
-        extras = (EPISODE_RETURN, RETURN_KNOWN, "base_rows", "next_base_rows")
+        extras = (EPISODE_RETURN, RETURN_KNOWN, "base_rows", "next_base_rows", *OPTIONAL)
         names = [f.name for f in fields(cls) if f.name != "clone"]
         arrays = {name: windows.extra.get(name) if name in extras else getattr(windows, name) for name in names}
         return cls(**{k: None if v is None else torch.from_numpy(v).to(device, non_blocking=True) for k, v in arrays.items()})

@@ -1,7 +1,7 @@
 """Training a copy of the base on by imitation while a head learns beside it (EXPO, Dong et al. 2025; Q-chunking, Li et al. 2025).
 
-    loss = Σ_bh weight_bh l_bh / Σ_bh weight_bh        l: the policy's own denoising loss, mean over action dimensions
-    acting <- (1 - ema) acting + ema trained           what the head samples from; the frozen base is never touched
+loss = Σ_bh weight_bh l_bh / Σ_bh weight_bh        l: the policy's own denoising loss, mean over action dimensions
+acting <- (1 - ema) acting + ema trained           what the head samples from; the frozen base is never touched
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 CriticLoss = Literal["td", "iql", "cql", "calql"]
-Weighting = Literal["uniform", "filtered", "hg_dagger", "iwr", "sirius", "awr", "iw_sft"]
+Weighting = Literal["uniform", "filtered", "hg_dagger", "iwr", "sirius", "awr", "iw_sft", "recap"]
 Reduction = Literal["min_pair", "weighted_min_pair", "min", "mean", "lcb"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
@@ -67,13 +67,36 @@ class BaseUpdateConfig:
 
 
 @dataclass(frozen=True)
+class GripperConfig:
+    """A critic of its own for discrete grippers (HIL-SERL, Luo et al. 2024).
+
+    Attributes:
+        values: what a gripper may be told (normalised); a 0 among several leaves it as it is.
+        penalty: added to this critic's reward, never to the arm's, wherever the commanded gripper opens or closes.
+        hidden, lr: of the critic; its discount and target smoothing are the learner's.
+    """
+
+    values: tuple[float, ...] = (-1.0, 0.0, 1.0)
+    penalty: float = -0.05
+    hidden: tuple[int, ...] = (256, 256)
+    lr: float = 3e-4
+
+    def __post_init__(self) -> None:
+        if len(set(self.values)) < 2 or any(abs(v) > 1 for v in self.values) or len(set(self.values)) < len(self.values):
+            raise ValueError(f"gripper: values={self.values}; accepted are two or more different numbers from -1 to 1")
+        if self.penalty > 0 or self.lr < 0:
+            raise ValueError(f"gripper: penalty={self.penalty}, lr={self.lr}; accepted are a penalty <= 0 and lr >= 0")
+
+
+@dataclass(frozen=True)
 class OffPolicyConfig:
     """The choices that make a recipe.
 
     Attributes:
         algorithm: ``dsrl_na`` (critic on chunks, distilled to noise), ``dsrl_sac`` (critic on noise, decision starts
             only), ``residual`` (deterministic correction, TD3), ``residual_sac`` (Gaussian correction), ``edit`` (Gaussian
-            edits, best of N), ``best_of_n`` (no actor), ``chunk_sac`` (Gaussian actor over the whole chunk).
+            edits, best of N), ``best_of_n`` (no actor), ``chunk_sac`` (Gaussian actor over the whole chunk), ``hybrid_sac`` (the
+            same for the arm, a discrete critic for the gripper).
         n_critics, hidden, layer_norm: of every critic ensemble.
         gamma: discount per environment step. tau: target smoothing.
         critic_lr, actor_lr, temperature_lr: Adam.
@@ -110,10 +133,15 @@ class OffPolicyConfig:
         base_update: whether a copy of the base is trained on beside the head (``edit`` and ``best_of_n`` with ``own_base``).
         n_step: decisions whose rewards are summed before the target bootstraps; above 1 the later ones are others' choices, so
             the target is biased off-policy. ResFiT: 3 (5 for some tasks), with a base that re-plans every step.
+        gripper: of ``hybrid_sac``.
+        takeover_reward: a reward on the policy's last step before a person takes over (RLIF, Luo et al. 2024: -1); it lives in the
+            learner's buffer alone. task_reward: False learns from takeovers only, as RLIF does; True adds them to the task's.
         value_max, value_min: bounds of what a return can be, to clamp targets with; None leaves them open.
     """
 
-    algorithm: Literal["dsrl_na", "dsrl_sac", "residual", "residual_sac", "edit", "best_of_n", "chunk_sac"] = "dsrl_na"
+    algorithm: Literal["dsrl_na", "dsrl_sac", "residual", "residual_sac", "edit", "best_of_n", "chunk_sac", "hybrid_sac"] = (
+        "dsrl_na"
+    )
     n_critics: int = 5
     hidden: tuple[int, ...] = (256, 256, 256)
     layer_norm: bool = True
@@ -152,6 +180,9 @@ class OffPolicyConfig:
     base_samples: int = 0
     base_update: BaseUpdateConfig = field(default_factory=BaseUpdateConfig)
     n_step: int = 1
+    gripper: GripperConfig = field(default_factory=GripperConfig)
+    takeover_reward: float = 0.0
+    task_reward: bool = True
     value_min: float | None = None
     value_max: float | None = None
     seed: int = 0
@@ -183,13 +214,14 @@ class OffPolicyConfig:
 
     def _refuse_unread(self) -> None:
         """A key that this algorithm never reads would lie about what was run."""
-        entropic = ("dsrl_na", "dsrl_sac", "residual_sac", "edit", "chunk_sac")
+        entropic = ("dsrl_na", "dsrl_sac", "residual_sac", "edit", "chunk_sac", "hybrid_sac")
         readers: dict[str, tuple[tuple[str, ...], object]] = {
             "target_entropy_per_dim": (entropic, 0.0),
             "entropy_backup": ((*entropic, "residual"), False),  # a deterministic actor has none: zero is subtracted
             "support_penalty": (("residual_sac", "edit"), 0.0),
-            "normalize_q": (("residual_sac", "edit", "chunk_sac"), False),
-            "bc_weight": (("chunk_sac",), 0.0),
+            "normalize_q": (("residual_sac", "edit", "chunk_sac", "hybrid_sac"), False),
+            "bc_weight": (("chunk_sac", "hybrid_sac"), 0.0),
+            "gripper": (("hybrid_sac",), GripperConfig()),
             "actor_source": (("edit",), "replay"),
             "base_samples": (("edit", "best_of_n"), 0),
         }
@@ -215,8 +247,48 @@ class OffPolicyConfig:
                     "would be out of date; accepted is 0"
                 )
         conservative = {self.critic_loss, self.offline_critic} & {"cql", "calql"}
-        if conservative and self.algorithm == "dsrl_sac":
-            raise ValueError("a conservative critic needs chunk actions; with algorithm='dsrl_sac' accepted are td, iql")
+        if conservative and self.algorithm in ("dsrl_sac", "hybrid_sac"):
+            raise ValueError(
+                f"a conservative critic needs whole chunks as actions; with algorithm={self.algorithm!r} accepted are td, iql"
+            )
+        if not self.task_reward and not self.takeover_reward:
+            raise ValueError("task_reward=false with takeover_reward=0: there would be nothing to learn from")
+
+
+@dataclass(frozen=True)
+class RecapConfig:
+    """Which actions count as better than usual (RECAP, Amin et al. 2025).
+
+    A value function predicts steps to success: -1 a step, 0 at the end of a success, ``-failure_penalty`` at that of a failure.
+
+    Attributes:
+        failure_penalty: C_fail, in steps. value_range: steps that are worth -1; returns below are cut off there.
+        bins, hidden, lr: of the value, a distribution over so many bins from -1 to 0.
+        n_step: N of the advantage. positive_share: of all rows that are told to be positive; the threshold follows from it.
+        dropout: share of rows about which nothing is said, which is what guidance needs.
+        relabel_every: updates between two judgements of everything recorded.
+    """
+
+    failure_penalty: float = 300.0
+    value_range: float = 600.0
+    bins: int = 201
+    hidden: tuple[int, ...] = (256, 256)
+    lr: float = 3e-4
+    n_step: int = 10
+    positive_share: float = 0.3
+    dropout: float = 0.2
+    relabel_every: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.failure_penalty < 0 or self.value_range <= 0 or self.bins < 2 or self.n_step < 1 or self.relabel_every < 1:
+            raise ValueError(
+                f"recap: failure_penalty={self.failure_penalty}, value_range={self.value_range}, bins={self.bins}, n_step={self.n_step}, "
+                f"relabel_every={self.relabel_every}; accepted are a penalty >= 0, a range > 0, bins >= 2, and integers >= 1"
+            )
+        if not 0.0 < self.positive_share < 1.0 or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(
+                f"recap: positive_share={self.positive_share}, dropout={self.dropout}; accepted are shares below 1, the first above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -226,7 +298,9 @@ class WeightedBCConfig:
     Attributes:
         weights: ``uniform``; ``filtered``: rows of successful episodes and demonstrations; ``hg_dagger``: demonstrations and what
             humans executed; ``iwr``: human rows weigh as much as all others together; ``sirius``: fixed masses per class;
-            ``awr``: exp(advantage); ``iw_sft``: ``filtered`` times the likelihood ratio to the frozen base.
+            ``awr``: exp(advantage); ``iw_sft``: ``filtered`` times the likelihood ratio to the frozen base; ``recap``: everything
+            counts alike and is labelled by its advantage instead (an ``advantage_conditioned`` head).
+        recap: of those labels.
         lr, weight_decay: AdamW. ema: decay of the averaged weights that act. grad_clip: largest gradient norm, 0: none.
         intervention_mass, pre_intervention_mass: shares of the loss of those classes (``sirius``).
         beta, weight_clip: of ``awr``: exp(beta A), at most ``weight_clip``.
@@ -251,6 +325,7 @@ class WeightedBCConfig:
     iw_temperature: float = 1.0
     iw_clip: float = 16.0
     iw_draws: int = 8
+    recap: RecapConfig = field(default_factory=RecapConfig)
     gamma: float = 0.99
     failure_reward: float = 0.0
     seed: int = 0
@@ -333,3 +408,7 @@ class OnPolicyConfig:
             raise ValueError(
                 f"failure_reward={self.failure_reward}: on-policy learners bootstrap at a time limit; accepted is 0"
             )
+
+
+LearnerConfig = OffPolicyConfig | WeightedBCConfig | OnPolicyConfig
+"""What a run may learn with, chosen by ``algorithm``."""

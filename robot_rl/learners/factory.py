@@ -11,10 +11,12 @@ from robot_rl.heads.base import Head
 from robot_rl.heads.best_of_n import BestOfNHead
 from robot_rl.heads.chunk_policy import ChunkPolicyHead
 from robot_rl.heads.edit import EditHead
+from robot_rl.heads.hybrid import HybridPolicyHead
 from robot_rl.heads.residual import GaussianResidualHead
 from robot_rl.learners import objectives
 from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.gaussian import ChunkSAC, Edit, ResidualSAC
+from robot_rl.learners.hybrid import HybridSAC
 from robot_rl.learners.objectives import HeadObjective
 from robot_rl.learners.selection import BestOfN
 from robot_rl.policies.base import BasePolicy
@@ -24,6 +26,7 @@ KINDS: dict[str, tuple[type[Head], Any]] = {
     "edit": (EditHead, Edit),
     "best_of_n": (BestOfNHead, BestOfN),
     "chunk_sac": (ChunkPolicyHead, ChunkSAC),
+    "hybrid_sac": (HybridPolicyHead, HybridSAC),
 }
 
 

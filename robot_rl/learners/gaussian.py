@@ -65,8 +65,12 @@ class GaussianChunk:
     def joined(self, conditioning: Tensor, rows: Tensor) -> Tensor:
         return torch.cat([conditioning, rows.flatten(1)], dim=-1)
 
+    def rows_of(self, batch: Batch) -> Tensor:
+        """(B, n, D) what was executed, as far as the critic reads it."""
+        return batch.action
+
     def critic_input(self, batch: Batch) -> Tensor:
-        return self.joined(batch.conditioning, batch.action)
+        return self.joined(batch.conditioning, self.rows_of(batch))
 
     def step_actor(
         self, batch: Batch, sample: ActorSample, rows: Tensor, gradient_to_u: Any, critic: CriticEnsemble
@@ -97,7 +101,7 @@ class GaussianChunk:
         gradient = flat.grad.clone()
         flat.zero_grad()
         with torch.enable_grad():
-            recorded = batch.action.flatten(1).clamp(-SQUASH_LIMIT, SQUASH_LIMIT)
+            recorded = self.rows_of(batch).flatten(1).clamp(-SQUASH_LIMIT, SQUASH_LIMIT)
             log_prob = self.actor.log_prob(batch.conditioning, recorded)
             loss = -(batch.weight * log_prob).sum() / batch.weight.sum().clamp_min(1.0)
             (self.config.bc_weight * loss).backward()

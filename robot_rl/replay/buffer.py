@@ -92,6 +92,8 @@ class _Slot:
     success: bool | None = None
     success_step: int = 0
     terminates: bool = True
+    component: np.ndarray | None = None  # a learner's own reward, beside the recorded one or (alone) instead of it
+    alone: bool = False
 
 
 class ReplayBuffer:
@@ -203,6 +205,16 @@ class ReplayBuffer:
         parts = [rows[s.base : s.base + s.length] for s in self._slots.values()]
         return np.concatenate(parts) if parts else rows[:0].copy()
 
+    def conditioning(self, number: int) -> np.ndarray:
+        """(L + 1, C) of one episode, by its number; a view."""
+        slot = self._by_number[number]
+        return self._ring["conditioning"][slot.base : slot.base + slot.length + 1]
+
+    def rows(self, name: str, number: int) -> np.ndarray:
+        """(L, ...) a further per-step array of one episode, by its number; a view, and may be written to."""
+        slot = self._by_number[number]
+        return self._ring[f"extra:{name}"][slot.base : slot.base + slot.length]
+
     def starts(self) -> dict[Stratum, int]:
         """Windows that may be drawn per stratum (a lent intervention counts in both)."""
         return self._windows.available()
@@ -222,6 +234,9 @@ class ReplayBuffer:
         chunks: np.ndarray | None = None,
         extra: Mapping[str, np.ndarray] | None = None,
         stratum: Stratum | None = None,
+        reward_component: np.ndarray | None = None,
+        task_reward: bool = True,
+        terminated: bool | None = None,
     ) -> int:
         """Take an episode of L steps in; gives its index.
 
@@ -232,6 +247,10 @@ class ReplayBuffer:
             chunks: (D, H, A) normalised proposals, one per decision of the episode.
             extra: every array named in the constructor, (L, ...).
             stratum: default is the episode's own.
+            reward_component: (L,) a reward of the learner's own (takeovers, say), added to the recorded one however late that
+                comes; it never reaches the store.
+            task_reward: False leaves the recorded reward out altogether, late ones included; needs a ``reward_component``.
+            terminated: overrides what the recording says about its end.
 
         Raises:
             ValueError: shapes do not fit, values are not finite, the id is in the buffer already, or the episode is larger
@@ -261,6 +280,10 @@ class ReplayBuffer:
         if extra.keys() != self._extra.keys():
             raise ValueError(f"{who}: extra has {sorted(extra)}, expected {sorted(self._extra)}")
         extra = {k: _fit(v, (length, *self._extra[k].shape), f"{who}: {k}", self._extra[k].dtype) for k, v in extra.items()}
+        if reward_component is not None:
+            reward_component = _fit(reward_component, (length,), f"{who}: reward_component").copy()
+        elif not task_reward:
+            raise ValueError(f"{who}: task_reward=False leaves no reward at all; accepted with a reward_component")
         starts, noise_rows = self._starts(episode, who)
         base = self._allocate(length + 1)
         if action_base is not None and not self._has_base:
@@ -269,8 +292,10 @@ class ReplayBuffer:
         slot = _Slot(
             number=self._next_number, episode_id=episode.meta.episode_id, base=base, length=length, stratum=stratum,
             raw=np.array(episode.reward, np.float32), source=np.array(episode.source, np.uint8),
-            decision_id=np.array(episode.decision_id, np.int32), starts=starts, terminated=bool(episode.terminated[-1]),
+            decision_id=np.array(episode.decision_id, np.int32), starts=starts,
+            terminated=bool(episode.terminated[-1]) if terminated is None else terminated,
             final_known=final_observation_known(episode), chunks=chunks, noise_rows=np.zeros(0, np.int32),
+            component=reward_component, alone=not task_reward,
         )  # fmt: skip
         here = slice(base, base + length)
         ring = self._ring
@@ -451,6 +476,8 @@ class ReplayBuffer:
     def _refresh(self, slot: _Slot) -> None:
         """Work out the windows of one episode again."""
         reward, length, terminated = self._composed(slot)
+        if slot.component is not None:
+            reward = slot.component if slot.alone else reward + slot.component
         here = slice(slot.base, slot.base + length)
         arrays = EpisodeArrays(
             action=self._ring["action"][here], reward=reward[:length], source=slot.source[:length], terminated=terminated,

@@ -7,15 +7,17 @@ from pathlib import Path
 import torch
 
 from robot_rl import seeding
+from robot_rl.heads.advantage import AdvantageHead
 from robot_rl.heads.base import Head
 from robot_rl.heads.best_of_n import BestOfNHead
 from robot_rl.heads.chain import ChainHead
 from robot_rl.heads.chunk_policy import ChunkPolicyHead
 from robot_rl.heads.edit import EditHead
 from robot_rl.heads.fine_tuned import FineTunedHead
+from robot_rl.heads.hybrid import HybridPolicyHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
-from robot_rl.learners.config import OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
+from robot_rl.learners.config import GripperConfig, OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.learners.on_policy import OnPolicyLearner
@@ -44,8 +46,13 @@ def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerCo
         return GaussianResidualHead(base, head.gaussian_residual, generator=generator)
     if head.kind == "chunk_policy":
         return ChunkPolicyHead(base, head.chunk_policy, generator=generator)
+    if head.kind == "hybrid_policy":
+        gripper = learner.gripper if isinstance(learner, OffPolicyConfig) else GripperConfig()
+        return HybridPolicyHead(base, head.hybrid_policy, gripper.values, gripper.hidden, generator=generator)
     if head.kind == "fine_tuned":
         return FineTunedHead(base)
+    if head.kind == "advantage_conditioned":
+        return AdvantageHead(base, head.advantage_conditioned)
     if head.kind == "chain":
         return ChainHead(base, head.chain)
     critic = _chunk_critic(base, head, seed, learner)

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robot_rl.heads.config import (
+    AdvantageConfig,
     ChainConfig,
     ChunkPolicyConfig,
     CorrectionConfig,
     EditConfig,
+    HybridPolicyConfig,
     LatentNoiseConfig,
     ResidualConfig,
     SelectionConfig,
 )
-from robot_rl.learners.config import OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
+from robot_rl.learners.config import LearnerConfig, OffPolicyConfig, OnPolicyConfig
 from robot_rl.policies.config import BCConfig
 from robot_rl.runtime.gate import GateConfig
 
@@ -108,14 +110,17 @@ class HeadConfig:
     """Which head, and its shape; only the chosen kind's part is read."""
 
     kind: Literal[
-        "latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "fine_tuned", "chain"
-    ] = "latent_noise"
+        "latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "hybrid_policy", "fine_tuned",
+        "advantage_conditioned", "chain",
+    ] = "latent_noise"  # fmt: skip
     latent_noise: LatentNoiseConfig = field(default_factory=LatentNoiseConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
     gaussian_residual: CorrectionConfig = field(default_factory=CorrectionConfig)
     edit: EditConfig = field(default_factory=EditConfig)
     best_of_n: SelectionConfig = field(default_factory=SelectionConfig)
     chunk_policy: ChunkPolicyConfig = field(default_factory=ChunkPolicyConfig)
+    hybrid_policy: HybridPolicyConfig = field(default_factory=HybridPolicyConfig)
+    advantage_conditioned: AdvantageConfig = field(default_factory=AdvantageConfig)
     chain: ChainConfig = field(default_factory=ChainConfig)
 
     @property
@@ -124,10 +129,10 @@ class HeadConfig:
         return {"edit": self.edit, "best_of_n": self.best_of_n}.get(self.kind)
 
 
-LearnerConfig = OffPolicyConfig | WeightedBCConfig | OnPolicyConfig
 ALGORITHMS = {
     "latent_noise": ("dsrl_na", "dsrl_sac", "on_policy"), "residual": ("residual",), "gaussian_residual": ("residual_sac",),
-    "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "fine_tuned": ("weighted_bc",), "chain": ("on_policy",),
+    "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "hybrid_policy": ("hybrid_sac",), "fine_tuned": ("weighted_bc",),
+    "advantage_conditioned": ("weighted_bc",), "chain": ("on_policy",),
 }  # fmt: skip
 """What can train which kind of head."""
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
+from robot_rl.learners.config import LearnerConfig
+from robot_rl.learners.facts import learner_facts, own_reward
 from robot_rl.learners.row_class import step_facts
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
@@ -52,10 +54,12 @@ def ingest(
     stratum: Stratum | None = None,
     device: torch.device | str = "cpu",
     failure_reward: float = 0.0,
+    learner: LearnerConfig | None = None,
 ) -> Ingested:
     """Add an episode to the buffer. The critic learns from what was executed, as the policy would have normalised it.
 
-    ``failure_reward``: see :func:`discounted_returns`.
+    ``failure_reward``: see :func:`discounted_returns`. ``learner``: whose facts about steps and whose own rewards the buffer is to
+    hold (``takeover_reward``, ``gripper``, ...); None: none.
 
     Raises:
         ValueError: the episode was recorded with other normalisation statistics than the base's.
@@ -72,12 +76,18 @@ def ingest(
 
     chunks = normalized(np.stack([d.chunk for d in episode.decisions])) if episode.decisions else None
     tail = 0.0 if episode.terminated[-1] or not failure_reward else failure_reward / (1.0 - buffer.window.gamma)
-    returns, known = discounted_returns(episode.reward, buffer.window.gamma, tail)
+    own = own_reward(episode, learner, stratum)
+    returns, known = discounted_returns(own.composed(episode.reward), buffer.window.gamma, tail)
+    action = normalized(episode.action)
     extra = {EPISODE_RETURN: returns, RETURN_KNOWN: known}
-    extra |= {name: rows for name, rows in step_facts(episode, stratum).items() if name in buffer.extra_names}
+    facts = step_facts(episode, stratum) | learner_facts(
+        episode, action, learner, buffer.window, base.spec.action.gripper_mask, own, stratum
+    )
+    extra |= {name: rows for name, rows in facts.items() if name in buffer.extra_names}
     conditioning = encode_episode(base, episode, device)
     number = buffer.add(
-        episode, conditioning, normalized(episode.action), chunks=chunks, stratum=stratum, extra=extra
+        episode, conditioning, action, chunks=chunks, stratum=stratum, extra=extra, reward_component=own.component,
+        task_reward=own.task, terminated=False if own.unlabelled else None,
     )  # fmt: skip
     return Ingested(number, conditioning)
 

@@ -16,11 +16,11 @@ import torch
 
 from robot_rl import seeding
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
-from robot_rl.learners.config import OffPolicyConfig, WeightedBCConfig
+from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.facts import columns
 from robot_rl.learners.objectives import Metrics
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.learners.on_policy import OnPolicyLearner
-from robot_rl.learners.row_class import FACTS
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.windows import WindowConfig, decision_starts
@@ -146,7 +146,8 @@ class LearnerCore:
                 self.round.append(episode)
             return
         failure = self.config.learner.failure_reward
-        new = ingest(self.buffer, episode, self.base, stratum=stratum, device=self.device, failure_reward=failure)
+        rules: dict[str, Any] = {"failure_reward": failure, "learner": self.config.learner}
+        new = ingest(self.buffer, episode, self.base, stratum=stratum, device=self.device, **rules)
         if self.base_samples is not None:
             self.base_samples.add(new.number, episode.meta.episode_id, new.conditioning)
             self.base_samples.forget(self.base_samples.numbers() - self.buffer.numbers())
@@ -254,7 +255,8 @@ class LearnerCore:
         schedule, counters = self.config.schedule, self.counters
 
         def take(buffer: ReplayBuffer, episode: Episode) -> None:
-            ingest(buffer, episode, self.base, device=self.device, failure_reward=self.config.learner.failure_reward)
+            learner = self.config.learner
+            ingest(buffer, episode, self.base, device=self.device, failure_reward=learner.failure_reward, learner=learner)
 
         while True:
             spent = counters.warm_up_updates - before
@@ -371,15 +373,16 @@ def make_buffer(config: PostTrainConfig, base: BasePolicy) -> ReplayBuffer:
     """An empty buffer for what this learner reads of this base's episodes."""
     spec, learner = base.spec, config.learner
     extra = {EPISODE_RETURN: FeatureSpec(()), RETURN_KNOWN: FeatureSpec(())}
-    if isinstance(learner, WeightedBCConfig) or (
-        isinstance(learner, OffPolicyConfig) and learner.base_update.rows == "success"
-    ):
-        extra |= FACTS
+    extra |= columns(learner)
     return ReplayBuffer(
         config.schedule.replay_capacity,
         conditioning_dim=spec.conditioning_dim,
         action_dim=spec.action.dim,
-        window=WindowConfig(spec.n_action_steps * getattr(learner, "n_step", 1), learner.gamma, "decision" if learner.algorithm == "dsrl_sac" else "any"),
+        window=WindowConfig(
+            spec.n_action_steps * getattr(learner, "n_step", 1),
+            learner.gamma,
+            "decision" if learner.algorithm == "dsrl_sac" else "any",
+        ),
         delta_mask=spec.action.delta_mask,
         noise_shape=spec.noise_shape if learner.algorithm == "dsrl_sac" else None,
         chunk_horizon=spec.horizon,

@@ -160,7 +160,7 @@ def replanned(policy: CompactPolicy, rows: int) -> CompactPolicy:
     return policy
 
 
-STARTS_AS_BASE = ("residual", "fine_tuned")
+STARTS_AS_BASE = ("residual", "fine_tuned", "advantage_conditioned")
 """Heads whose untrained selves are the base, so that measuring them would measure it twice."""
 
 

@@ -66,7 +66,9 @@ def test_equals_the_slow_reference(double, algorithm: str, kind: str) -> None:
     gradient = torch.autograd.grad(total / norm, list(trained.denoiser.parameters()))
     for p, expected in zip(learner.cloner.online.denoiser.parameters(), gradient, strict=True):
         torch.testing.assert_close(p.grad, expected, atol=1e-8, rtol=1e-6)
-    moved = zip(before.parameters(), learner.cloner.online.denoiser.parameters(), learner.head.own.denoiser.parameters(), strict=True)
+    moved = zip(
+        before.parameters(), learner.cloner.online.denoiser.parameters(), learner.head.own.denoiser.parameters(), strict=True
+    )
     for old, online, acting in moved:
         torch.testing.assert_close(acting, 0.9 * old + 0.1 * online, atol=1e-10, rtol=0)
     if algorithm == "edit":
@@ -122,9 +124,9 @@ def test_row_11_resumes_bit_for_bit() -> None:
 
 def test_row_2_what_does_not_fit_together_is_refused() -> None:
     for config in ({"algorithm": "residual"}, {"algorithm": "edit", "base_samples": 8}):
-        with pytest.raises(ValueError, match="base_update.rows='all'"):
+        with pytest.raises(ValueError, match=r"base_update\.rows='all'"):
             OffPolicyConfig(base_update=BaseUpdateConfig("all"), **config)
-    with pytest.raises(ValueError, match="own_base=false with learner.base_update.rows='all'"):
+    with pytest.raises(ValueError, match=r"own_base=false with learner\.base_update\.rows='all'"):
         make("edit", compact(), base_update=BaseUpdateConfig("all"))
     with pytest.raises(ValueError, match="SmoothBase does not hand them out"):
         make("edit", SmoothBase(), {"own_base": True}, base_update=BaseUpdateConfig("all"))
@@ -132,7 +134,9 @@ def test_row_2_what_does_not_fit_together_is_refused() -> None:
         OffPolicyConfig(algorithm="dsrl_sac", n_step=3)
 
 
-def recorded(name: str, length: int, seed: int, *, terminated: bool, success: bool | None = None, source: Source | None = None) -> Episode:
+def recorded(
+    name: str, length: int, seed: int, *, terminated: bool, success: bool | None = None, source: Source | None = None
+) -> Episode:
     rng = np.random.default_rng(seed)
     arrays = {"reward": rng.normal(size=length).astype(np.float32), "terminated": np.zeros(length, bool)}
     arrays["terminated"][-1] = terminated
@@ -159,7 +163,12 @@ def buffer_for(base, n_step: int = 1, extra: bool = False) -> ReplayBuffer:
 def test_what_is_imitated(rows: str, weighs: set[str]) -> None:
     """Masked rows never are; failures are with ``all``, as published, and are not with ``success``."""
     learner = cloning(rows=rows)
-    for name, kind in {"good": Stratum.ONLINE, "bad": Stratum.ONLINE, "demo": Stratum.DEMONSTRATION, "held": Stratum.ONLINE}.items():
+    for name, kind in {
+        "good": Stratum.ONLINE,
+        "bad": Stratum.ONLINE,
+        "demo": Stratum.DEMONSTRATION,
+        "held": Stratum.ONLINE,
+    }.items():
         source = Source.HOLD if name == "held" else None
         buffer = buffer_for(learner.base, extra=True)
         ingest(buffer, recorded("ok", 6, 1, terminated=True, success=None), learner.base)
@@ -197,7 +206,13 @@ def test_returns_over_three_decisions(double, terminated: bool) -> None:
     assert set(windows.step.tolist()) == set(range(10 if terminated else 8))
     batch = learner.batch(windows)
     assert batch.action.shape == (200, 1, 3)
-    batch = replace(batch, **{k: getattr(batch, k).double() for k in ("conditioning", "next_conditioning", "action", "reward", "discount", "weight")})
+    batch = replace(
+        batch,
+        **{
+            k: getattr(batch, k).double()
+            for k in ("conditioning", "next_conditioning", "action", "reward", "discount", "weight")
+        },
+    )
     state = learner.generator.get_state()
     x, log_prob = learner.objective.next_input(batch, True)
     y = learner.td_target(batch, x, log_prob, 0.0, "mean")
