@@ -25,7 +25,7 @@ class Scorer(Protocol):
     """What ranks candidates: an ensemble of critics over (conditioning, rows), see ``learners/ensemble.py``."""
 
     def reduced_value(
-        self, x: Tensor, how: SelectReduce, generator: torch.Generator | None = None, *, k: float = 1.0
+        self, x: Tensor, how: SelectReduce, generator: torch.Generator | None = None, *, k: Tensor | float = 1.0
     ) -> Tensor: ...
 
 
@@ -67,6 +67,11 @@ def pick(q: Tensor, config: SelectionConfig, exploration: Tensor | None) -> Tens
     return (choice_logits(q, config) - (-uniform.log()).log()).argmax(-1)
 
 
+def lean_of(config: SelectionConfig) -> Tensor | None:
+    """() ``select_k`` where it matters: published with the head, because a learner may let it fall."""
+    return torch.tensor(config.select_k) if config.select_reduce == "lcb" else None
+
+
 class Selection(NamedTuple):
     index: Tensor  # (B,) of the chosen candidate
     rows: Tensor  # (B, n, A) what runs
@@ -74,15 +79,16 @@ class Selection(NamedTuple):
     candidates: Tensor  # (B, M, n, A)
 
 
-def score(critic: Scorer, conditioning: Tensor, candidates: Tensor, config: SelectionConfig) -> Tensor:
-    """(B, C) states and (B, M, n, A) candidates to scores (B, M)."""
+def score(critic: Scorer, conditioning: Tensor, candidates: Tensor, config: SelectionConfig, k: Tensor | None = None) -> Tensor:
+    """(B, C) states and (B, M, n, A) candidates to scores (B, M); ``k`` () replaces ``config.select_k`` where a learner moves it."""
     b, m = candidates.shape[:2]
+    lean = config.select_k if k is None else k
     flat = candidates.flatten(2)
     if b * m <= SCORED_AT_ONCE:
         x = torch.cat([conditioning.unsqueeze(1).expand(b, m, -1), flat], dim=-1).flatten(0, 1)
-        return critic.reduced_value(x, config.select_reduce, k=config.select_k).unflatten(0, (b, m))
+        return critic.reduced_value(x, config.select_reduce, k=lean).unflatten(0, (b, m))
     columns = [torch.cat([conditioning, flat[:, i]], dim=-1) for i in range(m)]
-    return torch.stack([critic.reduced_value(x, config.select_reduce, k=config.select_k) for x in columns], dim=1)
+    return torch.stack([critic.reduced_value(x, config.select_reduce, k=lean) for x in columns], dim=1)
 
 
 def base_candidates(base: BasePolicy, conditioning: Tensor, noise: Tensor | None, count: int) -> Tensor:
@@ -104,6 +110,7 @@ class BestOfNHead(Head):
 
     KIND = "best_of_n"
     critic: nn.Module
+    lean: Tensor | None
 
     def __init__(self, base: BasePolicy, config: SelectionConfig, critic: nn.Module) -> None:
         super().__init__()
@@ -114,6 +121,7 @@ class BestOfNHead(Head):
             )
         self.config, self.rows = config, base.spec.n_action_steps
         self.own = FineTunedHead(base) if config.own_base else None
+        self.register_buffer("lean", lean_of(config))
         self.critic = critic.requires_grad_(False)
         self.prior_draws = config.candidates
         self.exploration_dim = config.candidates if config.samples else 0
@@ -124,7 +132,7 @@ class BestOfNHead(Head):
 
     def select(self, conditioning: Tensor, base_rows: Tensor, exploration: Tensor | None) -> Selection:
         """Choose among base rows (B, K, n, A); ``exploration`` (B, exploration_dim) standard normals, None for ``eval``."""
-        q = score(self.critic, conditioning, base_rows, self.config)
+        q = score(self.critic, conditioning, base_rows, self.config, self.lean)
         index = pick(q, self.config, exploration)
         return Selection(index, base_rows[torch.arange(len(q), device=q.device), index], q, base_rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 BasisMode = Literal["full", "repeat", "low_rank"]
@@ -59,17 +59,38 @@ class CorrectionConfig:
 
 
 @dataclass(frozen=True)
+class GuidedNoiseConfig:
+    """Demonstration-guided noise (DGN): explore by a Gaussian that is fitted to what demonstrations do differently.
+
+    Attributes:
+        on: whether there is any.
+        mean: ``learned``, or ``zero``: only the covariance is.
+        covariance: ``diagonal``, or ``full``, which costs d (d + 1) / 2 outputs for d entries of a chunk.
+        hidden: of the network.
+    """
+
+    on: bool = False
+    mean: Literal["learned", "zero"] = "learned"
+    covariance: Literal["diagonal", "full"] = "diagonal"
+    hidden: tuple[int, ...] = (256, 256)
+
+
+@dataclass(frozen=True)
 class ResidualConfig(CorrectionConfig):
     """Shape of a residual head, see :class:`CorrectionConfig`.
 
     Attributes:
         exploration_std: Gaussian exploration, in units of ``scale`` (deterministic actor only).
+        guided: exploration towards what demonstrations do instead, for a share of the decisions.
     """
 
     exploration_std: float = 0.3
+    guided: GuidedNoiseConfig = field(default_factory=lambda: GuidedNoiseConfig())
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.guided.on and (self.mode != "full" or self.gripper_scale == 0.0 == self.scale):
+            raise ValueError(f"guided.on=true with mode={self.mode!r}: accepted is full, with a scale above 0")
         if self.exploration_std < 0:
             raise ValueError(f"exploration_std={self.exploration_std}: accepted are numbers >= 0")
 
@@ -81,7 +102,8 @@ class SelectionConfig:
     Attributes:
         candidates: K, chunks of the base among which to choose.
         select_reduce: how the critics' votes become one score; ``lcb`` is mean - ``select_k`` std, so a negative
-            ``select_k`` is optimistic (E2O). All are deterministic: acting and targets rank alike.
+            ``select_k`` is optimistic (E2O; ``learner.select_k_updates`` lets it fall). All are deterministic: acting and targets
+            rank alike.
         temperature: eta; ``explore`` mode draws candidate k with probability exp(q_k / eta) / sum. 0 takes the best.
         kl_budget: raise eta per state until the choice's divergence from the base, log K - entropy, is at most this (nats).
         risk: ``neutral`` weighs candidates by q; ``bernoulli`` takes q as a chance of success p and weighs by

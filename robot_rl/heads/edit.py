@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.heads.base import Mode, Proposal
-from robot_rl.heads.best_of_n import Selection, base_candidates, chosen_proposal, pick, score
+from robot_rl.heads.best_of_n import Selection, base_candidates, chosen_proposal, lean_of, pick, score
 from robot_rl.heads.config import EditConfig
 from robot_rl.heads.correction import CorrectionHead
 from robot_rl.heads.fine_tuned import FineTunedHead
@@ -25,6 +25,7 @@ class EditHead(CorrectionHead):
 
     KIND = "edit"
     critic: nn.Module
+    lean: Tensor | None
 
     def __init__(
         self, base: BasePolicy, config: EditConfig, critic: nn.Module, *, generator: torch.Generator | None = None
@@ -32,6 +33,7 @@ class EditHead(CorrectionHead):
         super().__init__(base, config)
         spec, self.config = base.spec, config
         self.own = FineTunedHead(base) if config.own_base else None
+        self.register_buffer("lean", lean_of(config))
         self.prior_draws = 1 if spec.noise_shape is None else config.candidates
         self.edits = min(config.edits, self.prior_draws)
         self.actor = GaussianTanhActor(
@@ -65,7 +67,7 @@ class EditHead(CorrectionHead):
         x = mean + log_std.exp() * draws
         edited = self.combine(rows, torch.tanh(x)).unflatten(0, (b, e))
         candidates = torch.cat([base_rows, edited], dim=1)
-        q = score(self.critic, conditioning, candidates, self.config)
+        q = score(self.critic, conditioning, candidates, self.config, self.lean)
         index = pick(q, self.config, lots)
         chosen = candidates[torch.arange(b, device=q.device), index]
         return Selection(index, chosen, q, candidates), squashed_log_prob(draws, log_std, x).unflatten(0, (b, e))

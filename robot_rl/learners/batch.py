@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EPISODE_RETURN = "episode_return"
 RETURN_KNOWN = "return_known"
-OPTIONAL = ("gripper_choice", "gripper_steady", "gripper_change")
+OPTIONAL = ("gripper_choice", "gripper_steady", "gripper_change", "unlabelled")
 """Columns of the buffer that only some learners ask for."""
 
 
@@ -34,6 +34,8 @@ class Batch:
         return_known: (B,) 1 where every reward of that return is known, else 0; None: all are.
         clone: rows to imitate, where a copy of the base is trained on.
         gripper_choice, gripper_steady, gripper_change: (B,) of the gripper inside the window, see ``learners/facts.py``, or None.
+        stratum: (B,) position in ``list(Stratum)``, or None.
+        unlabelled: (B,) 1 where the reward is not to be read but guessed, or None.
         base_rows, next_base_rows: (B, M, n, A) chunks of the frozen base at both ends, drawn once per observation, or None.
     """
 
@@ -53,6 +55,8 @@ class Batch:
     gripper_choice: Tensor | None = None
     gripper_steady: Tensor | None = None
     gripper_change: Tensor | None = None
+    unlabelled: Tensor | None = None
+    stratum: Tensor | None = None
 
     @classmethod
     def from_windows(cls, windows: WindowBatch, device: torch.device | str = "cpu") -> Batch:

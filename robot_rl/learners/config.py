@@ -89,6 +89,89 @@ class GripperConfig:
 
 
 @dataclass(frozen=True)
+class SupportConfig:
+    """A density of recorded chunks that the actor pays for leaving (SPOT, Wu et al. 2022); its weight is ``support_penalty``.
+
+    Attributes:
+        model: ``unit``: half the squared unit action of a correction, which needs no model (ours); ``vae``: -ELBO of the chunk.
+        hidden, latent_factor, kl_weight, lr: of the autoencoder; latent_factor latents for each entry of a chunk.
+        updates: that fit it, before the actor moves.
+        decay_updates, floor: online, the weight falls linearly over so many updates, to ``floor`` times itself; 0: it stays.
+    """
+
+    model: Literal["unit", "vae"] = "unit"
+    hidden: tuple[int, ...] = (750, 750)
+    latent_factor: int = 2
+    kl_weight: float = 0.5
+    lr: float = 1e-3
+    updates: int = 100_000
+    decay_updates: int = 0
+    floor: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.latent_factor < 1 or self.kl_weight < 0 or self.lr < 0 or self.updates < 0 or self.decay_updates < 0:
+            raise ValueError(
+                f"support: latent_factor={self.latent_factor}, kl_weight={self.kl_weight}, lr={self.lr}, updates={self.updates}, "
+                f"decay_updates={self.decay_updates}; accepted are numbers >= 0, latent_factor >= 1"
+            )
+        if not 0.0 <= self.floor <= 1.0:
+            raise ValueError(f"support: floor={self.floor}; accepted are 0 to 1")
+
+
+@dataclass(frozen=True)
+class OptimismConfig:
+    """Optimistic labels for data without rewards (ExPLORe, Li et al. 2023).
+
+    Their windows get a predicted reward, a predicted end, and a bonus where they are unlike what was practised; all three are
+    worked out anew at every update, so the bonus fades as practice covers them.
+
+    Attributes:
+        strata: whose rewards are not read; none: off.
+        bonus: weight of the bonus, the error of random network distillation (Burda et al. 2019).
+        hidden, features, lr: of its networks and of the models of reward and end.
+        every: updates between two steps of the bonus's predictor (there: one an environment step).
+        start_updates: of the models before such windows count at all.
+    """
+
+    strata: tuple[Literal["prior", "demonstration"], ...] = ()
+    bonus: float = 1.0
+    hidden: tuple[int, ...] = (256, 256, 256)
+    features: int = 256
+    lr: float = 3e-4
+    every: int = 20
+    start_updates: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bonus < 0 or self.features < 1 or self.lr < 0 or self.every < 1 or self.start_updates < 0:
+            raise ValueError(
+                f"optimism: bonus={self.bonus}, features={self.features}, lr={self.lr}, every={self.every}, "
+                f"start_updates={self.start_updates}; accepted are numbers >= 0, features and every >= 1"
+            )
+
+
+@dataclass(frozen=True)
+class NoveltyConfig:
+    """A bonus for rare pairs of state and value (SERA, value-conditional state entropy).
+
+    Attributes:
+        weight: eta; 0: off. neighbours: k. value_scale: c, how much the value counts among the features.
+        updates: over which eta falls to 0; 0: it stays.
+    """
+
+    weight: float = 0.0
+    neighbours: int = 5
+    value_scale: float = 1.0
+    updates: int = 0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.neighbours < 1 or self.value_scale < 0 or self.updates < 0:
+            raise ValueError(
+                f"novelty: weight={self.weight}, neighbours={self.neighbours}, value_scale={self.value_scale}, updates={self.updates}; "
+                "accepted are numbers >= 0, neighbours >= 1"
+            )
+
+
+@dataclass(frozen=True)
 class OffPolicyConfig:
     """The choices that make a recipe.
 
@@ -96,7 +179,7 @@ class OffPolicyConfig:
         algorithm: ``dsrl_na`` (critic on chunks, distilled to noise), ``dsrl_sac`` (critic on noise, decision starts
             only), ``residual`` (deterministic correction, TD3), ``residual_sac`` (Gaussian correction), ``edit`` (Gaussian
             edits, best of N), ``best_of_n`` (no actor), ``chunk_sac`` (Gaussian actor over the whole chunk), ``hybrid_sac`` (the
-            same for the arm, a discrete critic for the gripper).
+            same for the arm, a discrete critic for the gripper), ``one_step`` (a student of the base's sampler that climbs).
         n_critics, hidden, layer_norm: of every critic ensemble.
         gamma: discount per environment step. tau: target smoothing.
         critic_lr, actor_lr, temperature_lr: Adam.
@@ -122,6 +205,7 @@ class OffPolicyConfig:
         actor_source: rows that edits and corrections are trained on: ``replay`` takes the recorded ones, ``base`` fresh
             samples of the base.
         support_penalty: weight of half the squared unit action in the actor loss, which keeps corrections small (SPOT's role).
+        support: which support that is, and how the weight falls.
         normalize_q: divide the actor's gradient by the mean absolute value, so that penalties mean the same at every reward
             scale (SPOT, TD3+BC).
         bc_weight: weight of -log pi(recorded chunk) in the actor loss of ``chunk_sac``.
@@ -133,15 +217,22 @@ class OffPolicyConfig:
         base_update: whether a copy of the base is trained on beside the head (``edit`` and ``best_of_n`` with ``own_base``).
         n_step: decisions whose rewards are summed before the target bootstraps; above 1 the later ones are others' choices, so
             the target is biased off-policy. ResFiT: 3 (5 for some tasks), with a base that re-plans every step.
+        select_k_updates: updates after the offline phase over which the head's ``select_k`` (E2O's optimism) falls to 0; 0: it stays.
+        kl_demos: demonstrations behind a base that earn the whole of ``kl_base``; with fewer it counts in proportion. 0: off.
+        kl_backup: subtract the divergence at the next state in the target too, so that it is part of the return.
+        guided_updates: updates after the offline phase over which the share of guided exploration (DGN) falls to 0; 0: it stays.
         gripper: of ``hybrid_sac``.
+        distill_weight: of the squared distance to the teacher in the loss of ``one_step``.
+        smoothing_clip: bound of target smoothing (``residual``), in units of the correction's scale.
+        optimism: labels for data without rewards. novelty: a bonus on every reward, for exploration.
         takeover_reward: a reward on the policy's last step before a person takes over (RLIF, Luo et al. 2024: -1); it lives in the
             learner's buffer alone. task_reward: False learns from takeovers only, as RLIF does; True adds them to the task's.
         value_max, value_min: bounds of what a return can be, to clamp targets with; None leaves them open.
     """
 
-    algorithm: Literal["dsrl_na", "dsrl_sac", "residual", "residual_sac", "edit", "best_of_n", "chunk_sac", "hybrid_sac"] = (
-        "dsrl_na"
-    )
+    algorithm: Literal[
+        "dsrl_na", "dsrl_sac", "residual", "residual_sac", "edit", "best_of_n", "chunk_sac", "hybrid_sac", "one_step"
+    ] = "dsrl_na"
     n_critics: int = 5
     hidden: tuple[int, ...] = (256, 256, 256)
     layer_norm: bool = True
@@ -173,6 +264,7 @@ class OffPolicyConfig:
     conservative: ConservativeConfig = field(default_factory=ConservativeConfig)
     actor_source: Literal["replay", "base"] = "replay"
     support_penalty: float = 0.0
+    support: SupportConfig = field(default_factory=SupportConfig)
     normalize_q: bool = False
     bc_weight: float = 0.0
     failure_reward: float = 0.0
@@ -181,6 +273,14 @@ class OffPolicyConfig:
     base_update: BaseUpdateConfig = field(default_factory=BaseUpdateConfig)
     n_step: int = 1
     gripper: GripperConfig = field(default_factory=GripperConfig)
+    select_k_updates: int = 0
+    kl_demos: int = 0
+    kl_backup: bool = False
+    guided_updates: int = 0
+    distill_weight: float = 100.0
+    smoothing_clip: float = 0.3
+    optimism: OptimismConfig = field(default_factory=OptimismConfig)
+    novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
     takeover_reward: float = 0.0
     task_reward: bool = True
     value_min: float | None = None
@@ -201,7 +301,11 @@ class OffPolicyConfig:
             )
         if not 0.5 <= self.expectile < 1.0:
             raise ValueError(f"expectile={self.expectile}: accepted are 0.5 <= expectile < 1")
-        for name in ("support_penalty", "bc_weight", "base_samples"):
+        if (self.kl_backup or self.kl_demos) and not self.kl_base:
+            raise ValueError(
+                f"kl_backup={self.kl_backup}, kl_demos={self.kl_demos} with kl_base=0, which never reads them; accepted are false and 0"
+            )
+        for name in ("support_penalty", "bc_weight", "base_samples", "select_k_updates", "kl_demos", "guided_updates"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: accepted are numbers >= 0")
         if self.failure_reward != 0.0 and self.gamma == 1.0:
@@ -214,12 +318,19 @@ class OffPolicyConfig:
 
     def _refuse_unread(self) -> None:
         """A key that this algorithm never reads would lie about what was run."""
+        dense = ("residual", "residual_sac", "edit", "chunk_sac", "one_step")
         entropic = ("dsrl_na", "dsrl_sac", "residual_sac", "edit", "chunk_sac", "hybrid_sac")
         readers: dict[str, tuple[tuple[str, ...], object]] = {
             "target_entropy_per_dim": (entropic, 0.0),
             "entropy_backup": ((*entropic, "residual"), False),  # a deterministic actor has none: zero is subtracted
-            "support_penalty": (("residual_sac", "edit"), 0.0),
-            "normalize_q": (("residual_sac", "edit", "chunk_sac", "hybrid_sac"), False),
+            "support_penalty": (dense if self.support.model == "vae" else ("residual_sac", "edit"), 0.0),
+            "support": (dense, SupportConfig()),
+            "select_k_updates": (("edit", "best_of_n"), 0),
+            "guided_updates": (("residual",), 0),
+            "kl_base": (("dsrl_na", "dsrl_sac"), 0.0),
+            "distill_weight": (("one_step",), 100.0),
+            "smoothing_clip": (("residual",), 0.3),
+            "normalize_q": ((*dense, "hybrid_sac"), False),
             "bc_weight": (("chunk_sac", "hybrid_sac"), 0.0),
             "gripper": (("hybrid_sac",), GripperConfig()),
             "actor_source": (("edit",), "replay"),
@@ -236,10 +347,10 @@ class OffPolicyConfig:
                 f"n_step={self.n_step} with algorithm='dsrl_sac', whose windows are single decisions; accepted is 1"
             )
         if self.base_update.rows != "none":
-            if self.algorithm not in ("edit", "best_of_n"):
+            if self.algorithm not in ("edit", "best_of_n", "one_step"):
                 raise ValueError(
                     f"base_update.rows={self.base_update.rows!r} with algorithm={self.algorithm!r}, which never reads it; accepted "
-                    "is 'none', or one of the algorithms edit, best_of_n"
+                    "is 'none', or one of the algorithms edit, best_of_n, one_step"
                 )
             if self.base_samples:
                 raise ValueError(
@@ -251,6 +362,8 @@ class OffPolicyConfig:
             raise ValueError(
                 f"a conservative critic needs whole chunks as actions; with algorithm={self.algorithm!r} accepted are td, iql"
             )
+        if self.support.model == "vae" and not self.support_penalty:
+            raise ValueError("support.model='vae' with support_penalty=0, which never reads it; accepted is a penalty above 0")
         if not self.task_reward and not self.takeover_reward:
             raise ValueError("task_reward=false with takeover_reward=0: there would be nothing to learn from")
 

@@ -13,6 +13,7 @@ from robot_rl.replay.windows import WindowConfig
 from robot_rl.types import Episode, FeatureSpec, Source, Stratum
 
 GRIPPER_CHOICE, GRIPPER_STEADY, GRIPPER_CHANGE = "gripper_choice", "gripper_steady", "gripper_change"
+UNLABELLED = "unlabelled"
 GRIPPER = {GRIPPER_CHOICE: FeatureSpec((), "int64"), GRIPPER_STEADY: FeatureSpec(()), GRIPPER_CHANGE: FeatureSpec(())}
 
 
@@ -46,6 +47,8 @@ def columns(learner: LearnerConfig) -> dict[str, FeatureSpec]:
         found |= GRIPPER
     if isinstance(learner, WeightedBCConfig) and learner.weights == "recap":
         found |= RECAP
+    if isinstance(learner, OffPolicyConfig) and learner.optimism.strata:
+        found[UNLABELLED] = FeatureSpec(())
     return found
 
 
@@ -73,10 +76,14 @@ def takeovers(episode: Episode) -> np.ndarray:
 
 def own_reward(episode: Episode, learner: LearnerConfig | None, stratum: Stratum | None = None) -> OwnReward:
     """``takeover_reward`` on the policy's last step before each takeover, once. A demonstration has none, whoever made it."""
-    if not isinstance(learner, OffPolicyConfig) or not learner.takeover_reward:
+    if not isinstance(learner, OffPolicyConfig):
         return OwnReward()
-    component = np.zeros(len(episode), np.float32)
-    if Stratum(stratum or episode.meta.stratum) is not Stratum.DEMONSTRATION:
+    component, kind = np.zeros(len(episode), np.float32), Stratum(stratum or episode.meta.stratum)
+    if kind.value in learner.optimism.strata:
+        return OwnReward(component, task=False, unlabelled=True)
+    if not learner.takeover_reward:
+        return OwnReward()
+    if kind is not Stratum.DEMONSTRATION:
         component[takeovers(episode)] = learner.takeover_reward
     return OwnReward(component, learner.task_reward)
 
@@ -93,9 +100,12 @@ def learner_facts(
     """Columns that depend on the learner; ``action`` (L, A) normalised, ``gripper`` (A,) bool."""
     if isinstance(learner, WeightedBCConfig):
         return recap_facts(episode, stratum) if learner.weights == "recap" else {}
-    if not isinstance(learner, OffPolicyConfig) or learner.algorithm != "hybrid_sac":
+    if not isinstance(learner, OffPolicyConfig):
         return {}
-    return gripper_facts(action[:, gripper], learner.gripper.values, window)
+    found = {UNLABELLED: np.full(len(episode), float(own.unlabelled), np.float32)} if learner.optimism.strata else {}
+    if learner.algorithm != "hybrid_sac":
+        return found
+    return found | gripper_facts(action[:, gripper], learner.gripper.values, window)
 
 
 def gripper_facts(command: np.ndarray, values: tuple[float, ...], window: WindowConfig) -> dict[str, np.ndarray]:

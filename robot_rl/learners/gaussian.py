@@ -19,6 +19,7 @@ from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.objectives import Metrics
+from robot_rl.learners.support import Support, penalised
 from robot_rl.learners.updates import climb
 from robot_rl.nn.actor import ActorSample, GaussianTanhActor, Temperature
 from robot_rl.nn.flat import FlatAdam
@@ -31,6 +32,8 @@ SQUASH_LIMIT = 0.999
 
 class GaussianChunk:
     """What these objectives share: critic inputs, temperature, one actor step."""
+
+    support: Support | None = None
 
     def __init__(
         self, base: BasePolicy, head: Any, config: OffPolicyConfig, generator: torch.Generator, init: torch.Generator,
@@ -79,16 +82,15 @@ class GaussianChunk:
         c, b = self.config, len(rows)
         x = self.joined(batch.conditioning, rows)
         value, gradient = climb(critic, x, c.actor_reduce, slice(self.features, None), self.generator)
-        if c.normalize_q:
-            gradient = gradient / value.abs().mean().clamp_min(1e-6)
+        gradient, found = penalised(self, batch.conditioning, rows, value, gradient)
         du = gradient_to_u(gradient.unflatten(1, rows.shape[1:]))
-        if c.support_penalty:
+        if c.support_penalty and self.support is None:
             du = du + (c.support_penalty / b) * sample.u
         alpha = self.alpha
         self.actor.backward_draw(sample, du, (alpha / b).expand(b))
         metrics = {
             "actor/alpha": alpha, "actor/entropy": -sample.log_prob.mean(), "actor/std": sample.std.mean(),
-            "actor/value": value.mean(), "actor/size": sample.u.abs().mean(),
+            "actor/value": value.mean(), "actor/size": sample.u.abs().mean(), **found,
         }  # fmt: skip
         if c.bc_weight:
             metrics |= self._add_cloning(batch)

@@ -22,6 +22,9 @@ from robot_rl.learners.critic_rules import ValueRule, add_conservative_gradient,
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.factory import make_objective, resolved
 from robot_rl.learners.objectives import HeadObjective, Metrics
+from robot_rl.learners.one_step import OneStep
+from robot_rl.learners.optimism import OptimisticLabels, rarity
+from robot_rl.learners.support import Support
 from robot_rl.learners.updates import load_network_state, make_critic, network_state
 from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.grad import without_grad
@@ -29,6 +32,9 @@ from robot_rl.nn.mlp import StackedMLP
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer, WindowBatch
 from robot_rl.types import Stratum
+
+PARTS = ("cloner", "support", "optimism")
+"""What only some recipes have, saved with the rest."""
 
 
 class TakesSamples(Protocol):
@@ -63,8 +69,17 @@ class OffPolicyLearner:
             self.value_rule = ValueRule(config, base.spec.conditioning_dim, generator, self.device)
         self.optimizer = FlatAdam(self.critic.flat, config.critic_lr)
         self.cloner = _cloner(base, self.head, config, self.device)
+        if self.cloner is not None and isinstance(self.objective, OneStep):
+            self.objective.teacher = self.cloner.online.policy
+        width, chunk = self.objective.critic_input_dim, base.spec.n_action_steps * base.spec.action.dim
+        self.support: Support | None = None
+        if config.support.model == "vae":
+            self.support = Support(width - chunk, chunk, config.support, config.support_penalty, generator, self.device)
+            self.objective.support = self.support  # type: ignore[attr-defined]
+        self.optimism = OptimisticLabels(width, config.optimism, generator, self.device) if config.optimism.strata else None
         self.updates = 0
         self.actor_updates = 0
+        self.online_updates = 0
 
     def sample(
         self,
@@ -113,6 +128,7 @@ class OffPolicyLearner:
         """
         loss = self.config.offline_critic if offline else self.config.critic_loss
         x = self.objective.critic_input(batch)
+        batch, added = self._relabelled(batch, x)
         extra: Metrics = {}
         if loss == "iql":
             assert self.value_rule is not None
@@ -122,13 +138,19 @@ class OffPolicyLearner:
             next_input, next_log_prob = self.objective.next_input(batch, follow_base)
             how = self.config.offline_reduce if offline else None
             y = self.td_target(batch, next_input, next_log_prob, getattr(self.objective, "alpha", 0.0), how)
+            if self.config.kl_backup and not follow_base:
+                y = y - batch.discount * self.objective.divergence(batch.next_conditioning)  # type: ignore[attr-defined]
         result = self.critic.loss_and_grad(x, y, batch.weight)
-        metrics: Metrics = extra | {
-            "critic/loss": result.loss,
-            "critic/q": result.q.mean(),
-            "critic/q_std": result.q.std(0).mean(),
-            "critic/target": y.mean(),
-        }
+        metrics: Metrics = (
+            added
+            | extra
+            | {
+                "critic/loss": result.loss,
+                "critic/q": result.q.mean(),
+                "critic/q_std": result.q.std(0).mean(),
+                "critic/target": y.mean(),
+            }
+        )
         if loss in ("cql", "calql"):
             metrics |= add_conservative_gradient(
                 self.critic, self.objective, batch, self.config, loss == "calql", self.generator
@@ -137,7 +159,15 @@ class OffPolicyLearner:
             metrics["critic/grad_norm"] = self.critic.flat.clip_grad_norm_(self.config.critic_grad_clip)
         self.optimizer.step(self.target.flat, self.config.tau)
         self.updates += 1
+        self.online_updates += not offline
+        self._anneal()
         actor_step = train_actor and self.updates % self.config.actor_every == 0
+        if self.support is not None:
+            if self.support.fitting:  # the density comes first
+                metrics |= self.support.fit(batch.conditioning, batch.action, batch.weight, self.generator)
+                actor_step = False
+            else:
+                self.support.online += not offline
         if actor_step and self.cloner is not None:
             if batch.clone is None:
                 raise ValueError("base_update trains on rows to imitate and this batch has none: draw it with sample()")
@@ -145,6 +175,33 @@ class OffPolicyLearner:
         metrics |= self.objective.improve(batch, self.critic, actor_step)
         self.actor_updates += actor_step
         return metrics
+
+    def know_demonstrations(self, count: int) -> None:
+        """How many demonstrations the base was cloned from (``kl_demos``)."""
+        if self.config.kl_demos:
+            self.objective.kl_share = min(1.0, count / self.config.kl_demos)  # type: ignore[attr-defined]
+
+    def _anneal(self) -> None:
+        """What falls with practice: the optimism of a head's choice, and the share of its guided exploration."""
+        c, head = self.config, self.head
+        if c.select_k_updates and getattr(head, "lean", None) is not None:
+            head.lean.fill_(head.config.select_k * max(0.0, 1.0 - self.online_updates / c.select_k_updates))  # type: ignore[union-attr,operator]
+        if c.guided_updates and getattr(head, "guided_share", None) is not None:
+            head.guided_share.fill_(max(0.0, 1.0 - self.online_updates / c.guided_updates))  # type: ignore[union-attr,operator]
+
+    def _relabelled(self, batch: Batch, x: Tensor) -> tuple[Batch, Metrics]:
+        """The batch with rewards that are worked out anew at every update; nothing of it is ever stored."""
+        found: Metrics = {}
+        if self.optimism is not None:
+            batch, found = self.optimism.labelled(batch, x)
+        novelty = self.config.novelty
+        if novelty.weight:
+            left = max(0.0, 1.0 - self.updates / novelty.updates) if novelty.updates else 1.0
+            q = self.target.value(x).amin(0)
+            bonus = rarity(batch.conditioning, q, novelty.neighbours, novelty.value_scale) * (novelty.weight * left)
+            batch = replace(batch, reward=batch.reward + bonus)
+            found = found | {"novelty/bonus": bonus.mean()}
+        return batch, found
 
     def pretrain(self, batch: Batch) -> Metrics:
         """One regression step of the critic on Monte-Carlo returns, before temporal differences take over (PORL's start).
@@ -199,10 +256,11 @@ class OffPolicyLearner:
             "target": {k: v.clone() for k, v in self.target.state_dict().items()},
             "objective": self.objective.full_state(),
             "generator": self.generator.get_state().clone(),
-            "counters": torch.tensor([self.updates, self.actor_updates]),
+            "counters": torch.tensor([self.updates, self.actor_updates, self.online_updates]),
         }
-        if self.cloner is not None:
-            state["cloner"] = self.cloner.full_state()
+        for name in PARTS:
+            if (part := getattr(self, name)) is not None:
+                state[name] = part.full_state()
         return state if self.value_rule is None else state | {"value": self.value_rule.full_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -211,16 +269,20 @@ class OffPolicyLearner:
         load_network_state(self.critic, self.optimizer, state["critic"])
         self.target.load_state_dict(state["target"])
         self.objective.load_full_state(state["objective"])
-        if self.cloner is not None:
-            self.cloner.load_full_state(state["cloner"])
+        for name in PARTS:
+            if (part := getattr(self, name)) is not None:
+                part.load_full_state(state[name])
         if self.value_rule is not None:
             self.value_rule.load_full_state(state["value"])
         self.generator.set_state(state["generator"].cpu())
-        self.updates, self.actor_updates = (int(x) for x in state["counters"])
+        self.updates, self.actor_updates, *later = (int(x) for x in state["counters"])
+        self.online_updates = later[0] if later else self.updates  # checkpoints from before it was counted
 
 
 def _cloner(base: BasePolicy, head: Head, config: OffPolicyConfig, device: torch.device) -> BaseCloner | None:
     """What trains a copy of the base on. Raises ValueError when head and learner disagree on whether there is one."""
+    if config.algorithm == "one_step":  # whose teacher the copy is
+        return None if config.base_update.rows == "none" else BaseCloner(base, None, config.base_update, device)
     own = getattr(head, "own", None)
     if (own is not None) != (config.base_update.rows != "none"):
         raise ValueError(

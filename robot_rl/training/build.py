@@ -16,6 +16,7 @@ from robot_rl.heads.edit import EditHead
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.heads.hybrid import HybridPolicyHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.heads.one_step import OneStepHead
 from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
 from robot_rl.learners.config import GripperConfig, OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
 from robot_rl.learners.ensemble import CriticEnsemble
@@ -46,6 +47,8 @@ def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerCo
         return GaussianResidualHead(base, head.gaussian_residual, generator=generator)
     if head.kind == "chunk_policy":
         return ChunkPolicyHead(base, head.chunk_policy, generator=generator)
+    if head.kind == "one_step":
+        return OneStepHead(base, head.one_step, generator=generator)
     if head.kind == "hybrid_policy":
         gripper = learner.gripper if isinstance(learner, OffPolicyConfig) else GripperConfig()
         return HybridPolicyHead(base, head.hybrid_policy, gripper.values, gripper.hidden, generator=generator)

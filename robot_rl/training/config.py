@@ -111,7 +111,7 @@ class HeadConfig:
 
     kind: Literal[
         "latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "hybrid_policy", "fine_tuned",
-        "advantage_conditioned", "chain",
+        "advantage_conditioned", "one_step", "chain",
     ] = "latent_noise"  # fmt: skip
     latent_noise: LatentNoiseConfig = field(default_factory=LatentNoiseConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
@@ -121,6 +121,7 @@ class HeadConfig:
     chunk_policy: ChunkPolicyConfig = field(default_factory=ChunkPolicyConfig)
     hybrid_policy: HybridPolicyConfig = field(default_factory=HybridPolicyConfig)
     advantage_conditioned: AdvantageConfig = field(default_factory=AdvantageConfig)
+    one_step: ChunkPolicyConfig = field(default_factory=ChunkPolicyConfig)
     chain: ChainConfig = field(default_factory=ChainConfig)
 
     @property
@@ -132,7 +133,7 @@ class HeadConfig:
 ALGORITHMS = {
     "latent_noise": ("dsrl_na", "dsrl_sac", "on_policy"), "residual": ("residual",), "gaussian_residual": ("residual_sac",),
     "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "hybrid_policy": ("hybrid_sac",), "fine_tuned": ("weighted_bc",),
-    "advantage_conditioned": ("weighted_bc",), "chain": ("on_policy",),
+    "advantage_conditioned": ("weighted_bc",), "one_step": ("one_step",), "chain": ("on_policy",),
 }  # fmt: skip
 """What can train which kind of head."""
 

@@ -78,6 +78,8 @@ def ingest(
     tail = 0.0 if episode.terminated[-1] or not failure_reward else failure_reward / (1.0 - buffer.window.gamma)
     own = own_reward(episode, learner, stratum)
     returns, known = discounted_returns(own.composed(episode.reward), buffer.window.gamma, tail)
+    if own.unlabelled:
+        known[:] = 0.0
     action = normalized(episode.action)
     extra = {EPISODE_RETURN: returns, RETURN_KNOWN: known}
     facts = step_facts(episode, stratum) | learner_facts(

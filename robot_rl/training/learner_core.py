@@ -116,6 +116,8 @@ class LearnerCore:
         self._metrics: dict[str, list[torch.Tensor]] = {}
         self._helped = False
         self._useless = 0
+        if isinstance(self.learner, OffPolicyLearner):
+            self.learner.know_demonstrations(config.demos.episodes if not demos else len(demos))
         if config.demos.prefill:
             for episode in demos:
                 self.ingest(episode, Stratum.DEMONSTRATION)

@@ -22,6 +22,7 @@ from robot_rl.heads.config import (
 from robot_rl.heads.edit import EditHead
 from robot_rl.heads.hybrid import HybridPolicyHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.heads.one_step import OneStepHead
 from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
 from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
@@ -50,6 +51,8 @@ def make_head(algorithm: str, base: Any, settings: OffPolicyConfig, **shape: Any
         head = EditHead(base, EditConfig(**{**wide, "candidates": 3, "edits": 2, **shape}), critic, generator=gen(1))
     elif algorithm == "best_of_n":
         return BestOfNHead(base, SelectionConfig(**{"candidates": 3, **shape}), critic)
+    elif algorithm == "one_step":
+        head = OneStepHead(base, ChunkPolicyConfig(**{"hidden": (16,), **shape}), generator=gen(1))
     elif algorithm == "hybrid_sac":
         config = HybridPolicyConfig(**{"hidden": (16,), **shape})
         head = HybridPolicyHead(base, config, settings.gripper.values, (16,), generator=gen(1))

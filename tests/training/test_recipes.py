@@ -59,7 +59,8 @@ def shrunk(name: str, prepared: Path, run_dir: Path, extra: dict[str, Any] | Non
     }  # fmt: skip
     change: dict[str, Any] = {"schedule": small, "run_dir": str(run_dir), "base": {"path": str(prepared / "base")}}
     change["demos"] = {"source": "store", "path": str(prepared / "demos"), "prefill": full.demos.prefill}
-    change["head"] = {k: {"hidden": [8]} for k in ("latent_noise", "residual", "gaussian_residual", "edit", "chunk_policy")}
+    kinds = ("latent_noise", "residual", "gaussian_residual", "edit", "chunk_policy", "hybrid_policy", "one_step")
+    change["head"] = {k: {"hidden": [8]} for k in kinds}
     if full.mixture.handover == "curriculum":
         change["mixture"] = {"handover_window": 2, "handover_decisions": 2}
     if full.learner.algorithm == "on_policy":
@@ -70,10 +71,14 @@ def shrunk(name: str, prepared: Path, run_dir: Path, extra: dict[str, Any] | Non
             "critic_warmup_rounds": min(full.learner.critic_warmup_rounds, 1),
         }
     elif full.learner.algorithm == "weighted_bc":
-        change["learner"] = {"value_hidden": [8], "iw_draws": 2}
+        change["learner"] = {"value_hidden": [8], "iw_draws": 2, "recap": {"hidden": [8], "relabel_every": 3}}
     else:
         change["learner"] = {"hidden": [8], "actor_every": min(full.learner.actor_every, 3)}
         change["learner"]["conservative"] = {"samples": 2}
+        if full.learner.support.model == "vae":
+            change["learner"]["support"] = {"hidden": [8, 8], "updates": 2}
+        if full.learner.optimism.strata:
+            change["learner"]["optimism"] = {"hidden": [8], "features": 8, "start_updates": 1, "every": 2}
     content = merged(merged(SMALL, change), extra or {})
     path = run_dir.parent / f"{name}-small.yaml"
     path.write_text(yaml.safe_dump({"extends": str(RECIPES / f"{name}.yaml"), **content}))
