@@ -196,6 +196,37 @@ class AdvantageConfig:
 
 
 @dataclass(frozen=True)
+class CoarseToFineConfig:
+    """A critic that is its own policy: every action entry is found by zooming into the best of a few bins (CQN, Seo et al. 2024).
+
+    Attributes:
+        levels, bins: an entry is one of bins^levels values from -1 to 1.
+        atoms, value_min, value_max: of the value's distribution (C51, Bellemare et al. 2017).
+        sequence: read the rows of a chunk one after the other with a recurrent layer (CQN-AS); otherwise all at once.
+        hidden: width of both layers of each stream, and of the recurrent one.
+        exploration_std: of the Gaussian that ``explore`` mode adds before it rounds to the nearest bin.
+    """
+
+    levels: int = 3
+    bins: int = 5
+    atoms: int = 51
+    value_min: float = -2.0
+    value_max: float = 2.0
+    sequence: bool = False
+    hidden: int = 512
+    exploration_std: float = 0.01
+
+    def __post_init__(self) -> None:
+        if min(self.levels, self.hidden) < 1 or min(self.bins, self.atoms) < 2 or self.exploration_std < 0:
+            raise ValueError(
+                f"levels={self.levels}, bins={self.bins}, atoms={self.atoms}, hidden={self.hidden}, exploration_std="
+                f"{self.exploration_std}: accepted are levels, hidden >= 1, bins, atoms >= 2, exploration_std >= 0"
+            )
+        if not self.value_min < self.value_max:
+            raise ValueError(f"value_min={self.value_min}, value_max={self.value_max}: accepted is value_min < value_max")
+
+
+@dataclass(frozen=True)
 class ChainConfig:
     """How a denoising chain explores.
 

@@ -523,5 +523,40 @@ class OnPolicyConfig:
             )
 
 
-LearnerConfig = OffPolicyConfig | WeightedBCConfig | OnPolicyConfig
+@dataclass(frozen=True)
+class CoarseToFineLearnerConfig:
+    """How a coarse-to-fine critic learns (CQN, Seo et al. 2024); its shape is the head's.
+
+    Attributes:
+        gamma: discount per environment step. tau: of the network that acts and of targets.
+        lr, weight_decay: AdamW.
+        critic_weight, bc_weight: of the temporal difference, and of the demonstrations' lead over other actions.
+        margin: by which a demonstrated action should be worth more than others.
+        dominance: whether its whole distribution should dominate theirs too (in the first order).
+        failure_reward: of the returns, see :class:`OffPolicyConfig`.
+    """
+
+    algorithm: Literal["cqn"] = "cqn"
+    gamma: float = 0.99
+    tau: float = 0.02
+    lr: float = 5e-5
+    weight_decay: float = 0.1
+    critic_weight: float = 0.1
+    bc_weight: float = 1.0
+    margin: float = 0.1
+    dominance: bool = True
+    failure_reward: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.gamma <= 1.0 or (self.failure_reward and self.gamma == 1.0):
+            raise ValueError(f"gamma={self.gamma}: accepted are 0 < gamma <= 1, below 1 with a failure_reward")
+        if not 0.0 < self.tau <= 1.0 or min(self.lr, self.weight_decay, self.critic_weight, self.bc_weight, self.margin) < 0:
+            raise ValueError(
+                f"tau={self.tau}, lr={self.lr}, weight_decay={self.weight_decay}, critic_weight={self.critic_weight}, bc_weight="
+                f"{self.bc_weight}, margin={self.margin}: accepted are 0 < tau <= 1 and numbers >= 0"
+            )
+
+
+LearnerConfig = OffPolicyConfig | WeightedBCConfig | OnPolicyConfig | CoarseToFineLearnerConfig
 """What a run may learn with, chosen by ``algorithm``."""

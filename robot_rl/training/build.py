@@ -12,13 +12,15 @@ from robot_rl.heads.base import Head
 from robot_rl.heads.best_of_n import BestOfNHead
 from robot_rl.heads.chain import ChainHead
 from robot_rl.heads.chunk_policy import ChunkPolicyHead
+from robot_rl.heads.coarse_to_fine import CoarseToFineHead
 from robot_rl.heads.edit import EditHead
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.heads.hybrid import HybridPolicyHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.heads.one_step import OneStepHead
 from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
-from robot_rl.learners.config import GripperConfig, OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
+from robot_rl.learners.coarse_to_fine import CoarseToFineLearner
+from robot_rl.learners.config import CoarseToFineLearnerConfig, GripperConfig, OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.learners.on_policy import OnPolicyLearner
@@ -47,6 +49,8 @@ def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerCo
         return GaussianResidualHead(base, head.gaussian_residual, generator=generator)
     if head.kind == "chunk_policy":
         return ChunkPolicyHead(base, head.chunk_policy, generator=generator)
+    if head.kind == "coarse_to_fine":
+        return CoarseToFineHead(base, head.coarse_to_fine, generator=generator)
     if head.kind == "one_step":
         return OneStepHead(base, head.one_step, generator=generator)
     if head.kind == "hybrid_policy":
@@ -64,7 +68,7 @@ def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerCo
     return BestOfNHead(base, head.best_of_n, critic)
 
 
-Learner = OffPolicyLearner | WeightedBCLearner | OnPolicyLearner
+Learner = OffPolicyLearner | WeightedBCLearner | OnPolicyLearner | CoarseToFineLearner
 
 
 def build_learner(base: BasePolicy, config: PostTrainConfig, device: str) -> Learner:
@@ -78,6 +82,8 @@ def build_learner(base: BasePolicy, config: PostTrainConfig, device: str) -> Lea
         return WeightedBCLearner(base, head, config.learner, device)
     if isinstance(config.learner, OnPolicyConfig):
         return OnPolicyLearner(base, head, config.learner, device)
+    if isinstance(config.learner, CoarseToFineLearnerConfig):
+        return CoarseToFineLearner(base, head, config.learner, device)
     learner = OffPolicyLearner(base, head, config.learner, device)
     if config.learner.critic_init is not None:
         learner.warm_start(saved_critic(config.learner.critic_init))

@@ -10,6 +10,7 @@ from robot_rl.heads.config import (
     AdvantageConfig,
     ChainConfig,
     ChunkPolicyConfig,
+    CoarseToFineConfig,
     CorrectionConfig,
     EditConfig,
     HybridPolicyConfig,
@@ -111,7 +112,7 @@ class HeadConfig:
 
     kind: Literal[
         "latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "hybrid_policy", "fine_tuned",
-        "advantage_conditioned", "one_step", "chain",
+        "advantage_conditioned", "one_step", "coarse_to_fine", "chain",
     ] = "latent_noise"  # fmt: skip
     latent_noise: LatentNoiseConfig = field(default_factory=LatentNoiseConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
@@ -122,6 +123,7 @@ class HeadConfig:
     hybrid_policy: HybridPolicyConfig = field(default_factory=HybridPolicyConfig)
     advantage_conditioned: AdvantageConfig = field(default_factory=AdvantageConfig)
     one_step: ChunkPolicyConfig = field(default_factory=ChunkPolicyConfig)
+    coarse_to_fine: CoarseToFineConfig = field(default_factory=CoarseToFineConfig)
     chain: ChainConfig = field(default_factory=ChainConfig)
 
     @property
@@ -133,7 +135,7 @@ class HeadConfig:
 ALGORITHMS = {
     "latent_noise": ("dsrl_na", "dsrl_sac", "on_policy"), "residual": ("residual",), "gaussian_residual": ("residual_sac",),
     "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "hybrid_policy": ("hybrid_sac",), "fine_tuned": ("weighted_bc",),
-    "advantage_conditioned": ("weighted_bc",), "one_step": ("one_step",), "chain": ("on_policy",),
+    "advantage_conditioned": ("weighted_bc",), "one_step": ("one_step",), "coarse_to_fine": ("cqn",), "chain": ("on_policy",),
 }  # fmt: skip
 """What can train which kind of head."""
 
