@@ -469,7 +469,13 @@ class OnPolicyConfig:
 
     Attributes:
         advantage: ``gae`` (a value function; Schulman et al. 2016, over decisions of m steps each), or ``rloo`` (success of an
-            episode less the mean of the others from the same start; groups that all end alike teach nothing).
+            episode less the mean of the others from the same start; groups that all end alike teach nothing), ``polychromic``
+            (episodes from one start in sets, each scored by its mean success times its diversity; Polychromic PPO), or ``return``
+            (what the decision's episode still earned, as it is).
+        objective: ``clipped`` (the ratio's surrogate); ``reinforce`` (advantage times log likelihood, one pass; DPOK, Fan et al.
+            2023); ``value_gradient`` (chains only: a value of the half-denoised chunk is climbed one step at a time; VARD).
+        set_size, diversity_scale: of ``polychromic``: episodes in a set, and the distance of two paths (root mean square of their
+            normalised states) that counts as diversity 1 - 1/e.
         gamma, lam: per environment step, and of GAE. denoise_gamma: gamma_d, later denoising steps count more.
         lr, value_lr: Adam. value_hidden: of the value function.
         epochs, target_kl: passes over a round, and the divergence from the round's policy that ends them early.
@@ -482,7 +488,10 @@ class OnPolicyConfig:
     """
 
     algorithm: Literal["on_policy"] = "on_policy"
-    advantage: Literal["gae", "rloo"] = "gae"
+    advantage: Literal["gae", "rloo", "polychromic", "return"] = "gae"
+    objective: Literal["clipped", "reinforce", "value_gradient"] = "clipped"
+    set_size: int = 4
+    diversity_scale: float = 1.0
     gamma: float = 0.99
     lam: float = 0.95
     denoise_gamma: float = 0.99
@@ -516,6 +525,18 @@ class OnPolicyConfig:
             raise ValueError(
                 f"advantage_quantile={self.advantage_quantile}, kl_base={self.kl_base}, critic_warmup_rounds="
                 f"{self.critic_warmup_rounds}: accepted are a quantile below 0.5, and numbers >= 0"
+            )
+        if self.objective == "reinforce" and self.epochs != 1:
+            raise ValueError(
+                f"epochs={self.epochs} with objective='reinforce', which has no ratio to correct them by: accepted is 1"
+            )
+        if self.objective == "value_gradient" and self.advantage != "return":
+            raise ValueError(
+                f"advantage={self.advantage!r} with objective='value_gradient', whose value is that of what was earned: accepted is return"
+            )
+        if self.set_size < 1 or self.diversity_scale <= 0:
+            raise ValueError(
+                f"set_size={self.set_size}, diversity_scale={self.diversity_scale}: accepted are integers >= 1, numbers > 0"
             )
         if self.failure_reward:
             raise ValueError(

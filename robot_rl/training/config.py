@@ -396,6 +396,13 @@ class PostTrainConfig:
             )
         if learner.advantage == "rloo" and s.group_size < 2:
             raise ValueError(f"schedule.group_size={s.group_size} with learner.advantage='rloo': accepted are 2 or more")
+        if learner.advantage == "polychromic" and s.group_size <= learner.set_size:
+            raise ValueError(
+                f"schedule.group_size={s.group_size} with learner.advantage='polychromic': accepted is more than learner.set_size "
+                f"({learner.set_size}), so that there are sets to compare"
+            )
+        if learner.objective == "value_gradient" and self.head.kind != "chain":
+            raise ValueError(f"learner.objective='value_gradient' with head.kind={self.head.kind!r}: accepted is chain")
 
 
 @dataclass(frozen=True)
