@@ -280,6 +280,10 @@ class WeightedBCConfig:
                 f"intervention_mass={self.intervention_mass}, pre_intervention_mass={self.pre_intervention_mass}: accepted are "
                 "shares >= 0 of at most 1 together"
             )
+        if self.weights != "recap" and self.recap != RecapConfig():
+            raise ValueError(
+                f"recap={self.recap} with weights={self.weights!r}, which never reads it; accepted are its defaults"
+            )
         if self.iw_draws < 1 or self.iw_clip <= 0 or self.weight_clip <= 0:
             raise ValueError(
                 f"iw_draws={self.iw_draws}, iw_clip={self.iw_clip}, weight_clip={self.weight_clip}: accepted are numbers above 0"
@@ -356,6 +360,11 @@ class OnPolicyConfig:
         if self.objective == "value_gradient" and self.advantage != "return":
             raise ValueError(
                 f"advantage={self.advantage!r} with objective='value_gradient', whose value is that of what was earned: accepted is return"
+            )
+        if self.advantage != "polychromic" and (self.set_size, self.diversity_scale) != (4, 1.0):
+            raise ValueError(
+                f"set_size={self.set_size}, diversity_scale={self.diversity_scale} with advantage={self.advantage!r}, which never reads "
+                "them; accepted are 4 and 1"
             )
         if self.set_size < 1 or self.diversity_scale <= 0:
             raise ValueError(

@@ -366,6 +366,7 @@ class PostTrainConfig:
             )
         if self.schedule.offline_updates and not self.demos.prefill:
             raise ValueError("schedule.offline_updates > 0 with demos.prefill=false: there would be nothing to learn from")
+        self._check_falling(selection)
         update = getattr(getattr(self.learner, "base_update", None), "rows", "none")
         if selection is not None and selection.own_base != (update != "none"):
             raise ValueError(
@@ -376,6 +377,17 @@ class PostTrainConfig:
             raise ValueError(
                 "demos.prefill=true with learner.algorithm='dsrl_sac': demonstrations have no noise; accepted is false"
             )
+
+    def _check_falling(self, selection: SelectionConfig | None) -> None:
+        """What a learner lets fall must be there."""
+        falls = getattr(self.learner, "select_k_updates", 0)
+        if falls and selection is not None and selection.select_reduce != "lcb":
+            raise ValueError(
+                f"learner.select_k_updates={falls} with head.{self.head.kind}.select_reduce={selection.select_reduce!r}: accepted is lcb"
+            )
+        guided = getattr(self.learner, "guided_updates", 0)
+        if guided and not self.head.residual.guided.on:
+            raise ValueError(f"learner.guided_updates={guided} with head.residual.guided.on=false: accepted is true")
 
     def _check_on_policy(self, learner: OnPolicyConfig) -> None:
         """What makes episodes something else than this policy's own, or leaves the learner without them."""

@@ -313,15 +313,19 @@ class LearnerCore:
         self.learner.check_finite()
 
     def _ratios(self) -> dict[Stratum | str, float]:
-        """Shares of the strata. Once a human has stepped in, what humans did is drawn with the demonstrations' share too."""
+        """Shares of the strata. Once a human has stepped in, what humans did is drawn with the demonstrations' share too; so are
+        logs that a learner labels by itself."""
         share = self.config.schedule.demo_share(self.counters.env_steps)
         starts = self.buffer.starts()
-        helped = starts.get(Stratum.INTERVENTION, 0)
-        if not (self._helped and helped):  # demonstrations may be a human's from end to end: they are no interventions
+        beside = {Stratum.INTERVENTION: starts.get(Stratum.INTERVENTION, 0) if self._helped else 0}
+        if "prior" in getattr(getattr(self.config.learner, "optimism", None), "strata", ()):
+            beside[Stratum.PRIOR] = starts.get(Stratum.PRIOR, 0)
+        if not any(beside.values()):  # demonstrations may be a human's from end to end: they are no interventions
             share = share if self.config.demos.prefill else 0.0
             return {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share}
-        part = helped / (helped + starts.get(Stratum.DEMONSTRATION, 0))
-        return {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share * (1.0 - part), Stratum.INTERVENTION: share * part}
+        total = sum(beside.values()) + starts.get(Stratum.DEMONSTRATION, 0)
+        others = {s: share * n / total for s, n in beside.items() if n}
+        return {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share - sum(others.values()), **others}
 
     # ---- what it tells
 

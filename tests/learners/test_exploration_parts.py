@@ -485,3 +485,30 @@ def test_row_11_resumes_bit_for_bit(algorithm: str) -> None:
     a, b = flat(straight.state_dict()), flat(resumed.state_dict())
     assert a.keys() == b.keys()
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+def test_row_2_what_nobody_reads_is_refused() -> None:
+    from robot_rl.config import ConfigError, decode
+    from robot_rl.learners.config import RecapConfig, WeightedBCConfig
+    from robot_rl.training.config import PostTrainConfig
+
+    for algorithm, change in [
+        ("dsrl_na", {"support": SupportConfig("vae"), "support_penalty": 1.0}), ("edit", {"distill_weight": 1.0}),
+        ("chunk_sac", {"smoothing_clip": 0.5}), ("residual", {"select_k_updates": 5}), ("edit", {"guided_updates": 5}),
+        ("chunk_sac", {"kl_base": 0.1, "fixed_alpha": True, "initial_alpha": 0.0}),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match="never reads it"):
+            OffPolicyConfig(algorithm=algorithm, **change)
+    with pytest.raises(ValueError, match="never reads it"):
+        OffPolicyConfig(algorithm="residual", support=SupportConfig("vae"))
+    with pytest.raises(ValueError, match="never reads it"):
+        WeightedBCConfig(recap=RecapConfig(bins=3))
+    for head, learner, match in [
+        ({"kind": "edit"}, {"algorithm": "edit", "select_k_updates": 5}, "select_reduce"),
+        ({"kind": "residual"}, {"algorithm": "residual", "guided_updates": 5}, "guided.on"),
+        ({"kind": "edit", "edit": {"own_base": True}}, {"algorithm": "edit"}, "own_base=true"),
+        ({"kind": "chunk_policy"}, {"algorithm": "hybrid_sac"}, "accepted is chunk_sac"),
+        ({"kind": "fine_tuned"}, {"algorithm": "cqn"}, "accepted is weighted_bc"),
+    ]:
+        with pytest.raises((ValueError, ConfigError), match=match):
+            decode(PostTrainConfig, {"head": head, "learner": learner})

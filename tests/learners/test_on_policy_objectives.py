@@ -212,5 +212,7 @@ def test_what_does_not_fit_is_refused() -> None:
         OnPolicyConfig(objective="reinforce")
     with pytest.raises(ValueError, match="advantage='gae' with objective='value_gradient'"):
         OnPolicyConfig(objective="value_gradient")
+    with pytest.raises(ValueError, match="never reads them"):
+        OnPolicyConfig(set_size=3)
     with pytest.raises(ValueError, match="this head is latent_noise"):
         make("noise", **VARD)

@@ -67,13 +67,16 @@ def shrunk(name: str, prepared: Path, run_dir: Path, extra: dict[str, Any] | Non
         sets = full.learner.advantage == "polychromic"
         small |= {"round_episodes": 4, "group_size": min(s.group_size, 4 if sets else 2)}
         change["learner"] = {
-            "set_size": 2,
             "value_hidden": [8],
             "epochs": min(full.learner.epochs, 2),
             "critic_warmup_rounds": min(full.learner.critic_warmup_rounds, 1),
         }
+        if sets:
+            change["learner"]["set_size"] = 2
     elif full.learner.algorithm == "weighted_bc":
-        change["learner"] = {"value_hidden": [8], "iw_draws": 2, "recap": {"hidden": [8], "relabel_every": 3}}
+        change["learner"] = {"value_hidden": [8], "iw_draws": 2}
+        if full.learner.weights == "recap":
+            change["learner"]["recap"] = {"hidden": [8], "relabel_every": 3}
     elif full.learner.algorithm == "cqn":
         change["head"]["coarse_to_fine"] = {"hidden": 8, "atoms": 5}
     else:
