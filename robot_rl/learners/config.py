@@ -12,6 +12,7 @@ from robot_rl.learners.part_configs import (
     GripperConfig,
     NoveltyConfig,
     OptimismConfig,
+    PrefixConfig,
     RecapConfig,
     SupportConfig,
 )
@@ -40,6 +41,8 @@ class OffPolicyConfig:
             edits, best of N), ``best_of_n`` (no actor), ``chunk_sac`` (Gaussian actor over the whole chunk), ``hybrid_sac`` (the
             same for the arm, a discrete critic for the gripper), ``one_step`` (a student of the base's sampler that climbs).
         n_critics, hidden, layer_norm: of every critic ensemble.
+        critic: ``chunk``: networks over whole chunks; ``prefix``: a causal transformer over rows, shaped by ``prefix``, that is trained
+            on every beginning of a chunk as well, so windows that were cut short teach too.
         gamma: discount per environment step. tau: target smoothing.
         critic_lr, actor_lr, temperature_lr: Adam.
         target_reduce, actor_reduce: how N critics become one value.
@@ -95,6 +98,8 @@ class OffPolicyConfig:
     n_critics: int = 5
     hidden: tuple[int, ...] = (256, 256, 256)
     layer_norm: bool = True
+    critic: Literal["chunk", "prefix"] = "chunk"
+    prefix: PrefixConfig = field(default_factory=PrefixConfig)
     gamma: float = 0.99
     tau: float = 0.005
     critic_lr: float = 3e-4
@@ -221,6 +226,20 @@ class OffPolicyConfig:
             raise ValueError(
                 f"a conservative critic needs whole chunks as actions; with algorithm={self.algorithm!r} accepted are td, iql"
             )
+        if self.critic == "prefix" and (
+            self.algorithm not in ("one_step", "residual", "residual_sac", "chunk_sac")
+            or "iql" in (self.critic_loss, self.offline_critic)
+            or self.critic_init is not None
+            or self.optimism.strata
+            or self.novelty.weight
+        ):
+            raise ValueError(
+                f"critic='prefix' with algorithm={self.algorithm!r}, critic_loss={self.critic_loss!r}, offline_critic="
+                f"{self.offline_critic!r}, critic_init={self.critic_init}: accepted are one_step, residual, residual_sac and chunk_sac "
+                "with td, cql or calql, without critic_init, optimism or novelty"
+            )
+        if self.critic == "chunk" and self.prefix != PrefixConfig():
+            raise ValueError(f"prefix={self.prefix} with critic='chunk', which never reads it; accepted are its defaults")
         if self.support.model == "vae" and not self.support_penalty:
             raise ValueError("support.model='vae' with support_penalty=0, which never reads it; accepted is a penalty above 0")
         if not self.task_reward and not self.takeover_reward:

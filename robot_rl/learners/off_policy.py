@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robot_rl.heads.base import Head
 from robot_rl.learners.batch import Batch
-from robot_rl.learners.cloning import BaseCloner, clone_rows
+from robot_rl.learners.cloning import BaseCloner, CloneRows, clone_rows
 from robot_rl.learners.config import OffPolicyConfig, Reduction
 from robot_rl.learners.critic_rules import ValueRule, add_conservative_gradient, copy_wider
 from robot_rl.learners.ensemble import CriticEnsemble
@@ -24,6 +24,7 @@ from robot_rl.learners.factory import make_objective, resolved
 from robot_rl.learners.objectives import HeadObjective, Metrics
 from robot_rl.learners.one_step import OneStep
 from robot_rl.learners.optimism import OptimisticLabels, rarity
+from robot_rl.learners.prefix_critic import PrefixCritic, Prefixes
 from robot_rl.learners.support import Support
 from robot_rl.learners.updates import load_network_state, make_critic, network_state
 from robot_rl.nn.flat import FlatAdam
@@ -59,7 +60,7 @@ class OffPolicyLearner:
         generator = torch.Generator().manual_seed(config.seed)
         self.generator = torch.Generator(self.device).manual_seed(config.seed + 1)
         self.objective: HeadObjective = make_objective(base, self.head, config, self.generator, generator, self.device)
-        self.critic = make_critic(config, self.objective.critic_input_dim, generator, self.device)
+        self.critic = self._make_critic(generator)
         # A head that chooses by value acts with the target network: one selection rule in episodes and in targets.
         chooser = getattr(self.head, "critic", None)
         self.target: CriticEnsemble = self.critic.make_target() if chooser is None else chooser
@@ -81,6 +82,13 @@ class OffPolicyLearner:
         self.actor_updates = 0
         self.online_updates = 0
 
+    def _make_critic(self, generator: torch.Generator) -> CriticEnsemble | PrefixCritic:
+        c, spec = self.config, self.base.spec
+        if c.critic == "chunk":
+            return make_critic(c, self.objective.critic_input_dim, generator, self.device)
+        shape = spec.conditioning_dim, spec.n_action_steps, spec.action.dim
+        return PrefixCritic(c.n_critics, *shape, c.prefix, generator=generator, device=self.device)
+
     def sample(
         self,
         buffer: ReplayBuffer,
@@ -90,16 +98,25 @@ class OffPolicyLearner:
         base_samples: TakesSamples | None = None,
     ) -> Batch:
         """Draw what :meth:`update` and :meth:`pretrain` want: ``size`` windows, with the base's chunks at both ends if there are any."""
+        if self.config.critic == "prefix":
+            windows, parts = buffer.sample_prefixes(size, rng, ratios)
+            rows = Prefixes(*(torch.from_numpy(part).to(self.device) for part in parts))
+            return replace(self.batch(windows), prefixes=rows, clone=self._clones(buffer, rng, size, ratios))
         windows = buffer.sample(size, rng, ratios)
         if base_samples is not None:
             ends = windows.step + windows.mask.sum(1)
             windows.extra["base_rows"] = base_samples.take(windows.episode_index, windows.step)
             windows.extra["next_base_rows"] = base_samples.take(windows.episode_index, ends)
-        batch = self.batch(windows)
-        if self.cloner is not None and (self.updates + 1) % self.config.actor_every == 0:
-            drawn, extra = buffer.sample_chunk_rows(size, rng, self.base.spec.horizon, ratios=ratios)
-            batch = replace(batch, clone=clone_rows(drawn, extra, self.config.base_update, self.device))
-        return batch
+        return replace(self.batch(windows), clone=self._clones(buffer, rng, size, ratios))
+
+    def _clones(
+        self, buffer: ReplayBuffer, rng: np.random.Generator, size: int, ratios: Mapping[Stratum | str, float] | None
+    ) -> CloneRows | None:
+        """Rows to imitate, where the next update is one that imitates."""
+        if self.cloner is None or (self.updates + 1) % self.config.actor_every:
+            return None
+        drawn, extra = buffer.sample_chunk_rows(size, rng, self.base.spec.horizon, ratios=ratios)
+        return clone_rows(drawn, extra, self.config.base_update, self.device)
 
     def batch(self, windows: WindowBatch) -> Batch:
         """Windows as tensors. With ``n_step`` above 1 the critic reads the rows of the first decision alone."""
@@ -135,26 +152,21 @@ class OffPolicyLearner:
             y, extra = self.value_rule.target(batch, x, self.target, self.generator)
         else:
             follow_base = self.config.backup == "base" or (self.actor_updates == 0 and not train_actor)
-            next_input, next_log_prob = self.objective.next_input(batch, follow_base)
+            ends = self._ends(batch)
+            next_input, next_log_prob = self.objective.next_input(ends, follow_base)
             how = self.config.offline_reduce if offline else None
-            y = self.td_target(batch, next_input, next_log_prob, getattr(self.objective, "alpha", 0.0), how)
+            y = self.td_target(ends, next_input, next_log_prob, getattr(self.objective, "alpha", 0.0), how)
+            if batch.prefixes is not None:
+                y = y.view_as(batch.prefixes.reward)
             if self.config.kl_backup and not follow_base:
                 y = y - batch.discount * self.objective.divergence(batch.next_conditioning)  # type: ignore[attr-defined]
-        result = self.critic.loss_and_grad(x, y, batch.weight)
-        metrics: Metrics = (
-            added
-            | extra
-            | {
-                "critic/loss": result.loss,
-                "critic/q": result.q.mean(),
-                "critic/q_std": result.q.std(0).mean(),
-                "critic/target": y.mean(),
-            }
-        )
+        result = self.critic.loss_and_grad(x, y, batch.weight if batch.prefixes is None else batch.prefixes.weight)
+        own = {"critic/loss": result.loss, "critic/q": result.q.mean(), "critic/target": y.mean()}
+        metrics: Metrics = {**added, **extra, **own, "critic/q_std": result.q.std(0).mean()}
         if loss in ("cql", "calql"):
-            metrics |= add_conservative_gradient(
-                self.critic, self.objective, batch, self.config, loss == "calql", self.generator
-            )
+            rule = self.objective, batch, self.config, loss == "calql", self.generator
+            prefix = isinstance(self.critic, PrefixCritic)
+            metrics |= self.critic.add_conservative(*rule) if prefix else add_conservative_gradient(self.critic, *rule)
         if self.config.critic_grad_clip > 0:
             metrics["critic/grad_norm"] = self.critic.flat.clip_grad_norm_(self.config.critic_grad_clip)
         self.optimizer.step(self.target.flat, self.config.tau)
@@ -175,6 +187,16 @@ class OffPolicyLearner:
         metrics |= self.objective.improve(batch, self.critic, actor_step)
         self.actor_updates += actor_step
         return metrics
+
+    def _ends(self, batch: Batch) -> Batch:
+        """The batch whose next states targets are made at: its own, or those after every beginning of its windows."""
+        if self.config.critic == "chunk":
+            return batch
+        if batch.prefixes is None:
+            raise ValueError("critic='prefix' learns from beginnings of windows and this batch has none: draw it with sample()")
+        parts = (part.flatten(0, 1) for part in batch.prefixes)
+        reward, discount, following, weight = parts
+        return replace(batch, reward=reward, discount=discount, next_conditioning=following, weight=weight)
 
     def know_demonstrations(self, count: int) -> None:
         """How many demonstrations the base was cloned from (``kl_demos``)."""

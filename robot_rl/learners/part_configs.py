@@ -191,3 +191,18 @@ class RecapConfig:
             raise ValueError(
                 f"recap: positive_share={self.positive_share}, dropout={self.dropout}; accepted are shares below 1, the first above 0"
             )
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """A critic that values the beginnings of a chunk too (CO-RFT): ``width``, ``layers`` and ``heads`` of its transformer."""
+
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.layers, self.heads) < 1 or self.width % self.heads:
+            raise ValueError(
+                f"prefix: width={self.width}, layers={self.layers}, heads={self.heads}; accepted are integers >= 1, width a multiple of heads"
+            )

@@ -64,6 +64,19 @@ class WindowBatch:
         return len(self.reward)
 
 
+class PrefixRows(NamedTuple):
+    """What every beginning of B windows of n rows is worth learning from; j runs from 1 to n.
+
+    reward, discount, weight (B, n) of the first j rows, next_conditioning (B, n, C) after them. Weight 0: they did not all run, a
+    reward is missing, or the observation after them is not known.
+    """
+
+    reward: np.ndarray
+    discount: np.ndarray
+    next_conditioning: np.ndarray
+    weight: np.ndarray
+
+
 class ChunkBatch(NamedTuple):
     """For behaviour cloning: conditioning (B, n_obs, C) oldest first, action (B, H, A), mask (B, H) bool."""
 
@@ -149,6 +162,9 @@ class ReplayBuffer:
             "window_rows": np.zeros(rows, np.int32),
             "reward": np.zeros(rows, np.float32),
             "discount": np.zeros(rows, np.float32),
+            "valid": np.zeros(rows, bool),  # whether the window that starts here may be drawn
+            "step_reward": np.zeros(rows, np.float32),  # NaN where a row may not be learned from
+            "ends": np.zeros(rows, bool),
             "is_decision": np.zeros(rows, bool),
             "imitated": np.zeros(rows, bool),
             "noise_row": np.zeros(rows, np.int32),
@@ -488,6 +504,13 @@ class ReplayBuffer:
         self._ring["window_rows"][here] = table.rows
         self._ring["reward"][here] = table.reward
         self._ring["discount"][here] = table.discount
+        whole = slice(slot.base, slot.base + slot.length)
+        self._ring["valid"][whole], self._ring["step_reward"][whole], self._ring["ends"][whole] = False, np.nan, False
+        self._ring["valid"][here] = table.valid
+        self._ring["step_reward"][here] = np.where(arrays.source == Source.HOLD, np.nan, arrays.reward)
+        self._ring["ends"][here.stop - 1] = terminated
+        if not (terminated or arrays.final_known):
+            self._ring["step_reward"][here.stop - 1] = np.nan
         self._windows.set(slot.number, slot.base, slot.stratum, np.flatnonzero(table.valid))
         if self.lend_interventions and slot.stratum is not Stratum.INTERVENTION:
             lent = np.flatnonzero(table.valid & (slot.source[:length] == Source.HUMAN))
@@ -509,7 +532,27 @@ class ReplayBuffer:
             EmptyBufferError: no valid window (in the strata asked for).
         """
         (number, base, step), codes = self._windows.draw(batch_size, rng, ratios)
-        ring, n = self._ring, self.window.n
+        return self._gather(number, base, step, codes)
+
+    def sample_prefixes(
+        self, batch_size: int, rng: np.random.Generator, ratios: Mapping[Stratum | str, float] | None = None
+    ) -> tuple[WindowBatch, PrefixRows]:
+        """Draw windows from every step, and what each of their beginnings is worth; a window that was cut short has weight 0."""
+        (number, base, step), codes = self._states.draw(batch_size, rng, ratios)
+        windows = self._gather(number, base, step, codes)
+        ring, n, gamma = self._ring, self.window.n, self.window.gamma
+        at, offsets = base + step, np.arange(n)
+        windows.weight = ring["valid"][at].astype(np.float32)
+        inside = offsets < ring["left"][at][:, None]
+        places = at[:, None] + np.minimum(offsets, ring["left"][at][:, None] - 1)
+        reward = np.cumsum(np.where(inside, ring["step_reward"][places], np.nan) * gamma**offsets, axis=1)
+        weight = np.isfinite(reward)
+        discount = np.where(ring["ends"][places], 0.0, gamma ** (offsets + 1.0))
+        rows = np.where(weight, reward, 0.0).astype(np.float32), np.where(weight, discount, 0.0).astype(np.float32)
+        return windows, PrefixRows(*rows, ring["conditioning"].take(places + 1, axis=0), weight.astype(np.float32))
+
+    def _gather(self, number: np.ndarray, base: np.ndarray, step: np.ndarray, codes: np.ndarray | None) -> WindowBatch:
+        ring, n, batch_size = self._ring, self.window.n, len(step)
         at = base + step
         if codes is None:
             codes = ring["stratum"][at]

@@ -82,6 +82,8 @@ def shrunk(name: str, prepared: Path, run_dir: Path, extra: dict[str, Any] | Non
     else:
         change["learner"] = {"hidden": [8], "actor_every": min(full.learner.actor_every, 3)}
         change["learner"]["conservative"] = {"samples": 2}
+        if full.learner.critic == "prefix":
+            change["learner"]["prefix"] = {"width": 8, "layers": 1, "heads": 2}
         if full.learner.support.model == "vae":
             change["learner"]["support"] = {"hidden": [8, 8], "updates": 2}
         if full.learner.optimism.strata:
