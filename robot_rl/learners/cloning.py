@@ -16,7 +16,7 @@ from torch import Tensor
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.learners.config import BaseUpdateConfig
 from robot_rl.learners.row_class import ROW_CLASS, SUCCEEDED, RowClass
-from robot_rl.learners.updates import load_network_state, network_state
+from robot_rl.learners.updates import frozen_flat, load_network_state, network_state
 from robot_rl.nn.flat import FlatAdam, FlatParameters, polyak_
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ChunkBatch
@@ -55,11 +55,7 @@ class BaseCloner:
         self.online.denoiser.requires_grad_(True)
         self.flat = FlatParameters(self.online.denoiser)
         self.optimizer = FlatAdam(self.flat, config.lr, weight_decay=config.weight_decay)
-        self.acting: FlatParameters | None = None
-        if own is not None:
-            own.denoiser.requires_grad_(True)  # FlatParameters takes what is trainable
-            self.acting = FlatParameters(own.denoiser)
-            own.denoiser.requires_grad_(False)
+        self.acting = None if own is None else frozen_flat(own.denoiser)
         self.steps = 0
 
     def learning_rate(self) -> float:

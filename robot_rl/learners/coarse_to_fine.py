@@ -23,6 +23,7 @@ from robot_rl.heads.coarse_to_fine import CoarseToFineHead, ZoomNetwork
 from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import CoarseToFineLearnerConfig
 from robot_rl.learners.objectives import DEMONSTRATION
+from robot_rl.learners.updates import frozen_flat
 from robot_rl.nn.flat import FlatAdam, FlatParameters, polyak_
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
@@ -55,9 +56,7 @@ class CoarseToFineLearner:
         self.head: CoarseToFineHead = head.to(self.device)
         self.online: ZoomNetwork = deepcopy(self.head.network).requires_grad_(True)
         self.flat = FlatParameters(self.online)
-        self.head.network.requires_grad_(True)  # FlatParameters takes what is trainable
-        self.average = FlatParameters(self.head.network)
-        self.head.network.requires_grad_(False)
+        self.average = frozen_flat(self.head.network)
         self.optimizer = FlatAdam(self.flat, config.lr, weight_decay=config.weight_decay)
         self.generator = torch.Generator(self.device).manual_seed(config.seed + 1)
         self.updates = self.actor_updates = 0

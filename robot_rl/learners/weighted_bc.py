@@ -26,7 +26,7 @@ from robot_rl.learners.config import WeightedBCConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.facts import ADVANTAGE, OUTCOME, STEPS_LEFT
 from robot_rl.learners.row_class import ROW_CLASS, SUCCEEDED, RowClass
-from robot_rl.learners.updates import load_network_state, network_state
+from robot_rl.learners.updates import frozen_flat, load_network_state, network_state
 from robot_rl.nn.flat import FlatAdam, FlatParameters, polyak_
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.compact import CompactPolicy
@@ -107,9 +107,7 @@ class WeightedBCLearner:
         self.online = head.twin(base).to(self.device)
         self.online.denoiser.requires_grad_(True)
         self.flat = FlatParameters(self.online.denoiser)
-        self.head.denoiser.requires_grad_(True)  # FlatParameters takes what is trainable
-        self.average = FlatParameters(self.head.denoiser)
-        self.head.denoiser.requires_grad_(False)
+        self.average = frozen_flat(self.head.denoiser)
         self.optimizer = FlatAdam(
             self.flat, config.lr, weight_decay=config.weight_decay, max_grad_norm=config.grad_clip or None
         )

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from recipe_kit import FROZEN, gen, make, random_batch
+from recipe_kit import FROZEN, gen, make, random_batch, resumes_exactly
 from spine_kit import ARM, STATE, SmoothBase, compact
-from test_gaussian_and_selection import Reference, flat
+from test_gaussian_and_selection import Reference
 
 from robot_rl.learners.cloning import CloneRows
 from robot_rl.learners.config import BaseUpdateConfig, OffPolicyConfig
@@ -111,13 +111,7 @@ def test_row_11_resumes_bit_for_bit() -> None:
             learner.update(batch_with_clones(learner.base, s))
 
     config = {"actor_every": 2, "update": {"cosine_steps": 5}}
-    straight, first, resumed = (cloning(**config) for _ in range(3))
-    play(straight, range(6))
-    play(first, range(3))
-    resumed.load_state_dict(first.state_dict())
-    play(resumed, range(3, 6))
-    a, b = flat(straight.state_dict()), flat(resumed.state_dict())
-    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    straight = resumes_exactly(lambda: cloning(**config), play)
     assert straight.cloner.steps == 3
     assert straight.cloner.learning_rate() == pytest.approx(1e-2 * 0.5 * (1 + np.cos(np.pi * 0.6)))
 

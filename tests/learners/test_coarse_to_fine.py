@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recipe_kit import gen, random_batch, shaken
+from recipe_kit import gen, random_batch, resumes_exactly, shaken
 from spine_kit import SmoothBase
-from test_gaussian_and_selection import flat
 
 from robot_rl.heads.coarse_to_fine import CoarseToFineHead
 from robot_rl.heads.config import CoarseToFineConfig
@@ -164,14 +163,7 @@ def test_row_11_resumes_bit_for_bit(sequence: bool) -> None:
                 learner.finish_pretraining()
             learner.update(b, train_actor=s > 1)
 
-    straight, first, resumed = (make(shape={"sequence": sequence}) for _ in range(3))
-    play(straight, range(6))
-    play(first, range(3))
-    resumed.load_state_dict(first.state_dict())
-    play(resumed, range(3, 6))
-    a, b = flat(straight.state_dict()), flat(resumed.state_dict())
-    assert a.keys() == b.keys()
-    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    resumes_exactly(lambda: make(shape={"sequence": sequence}), play)
 
 
 def test_it_finds_the_bottom_of_a_bowl() -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recipe_kit import FROZEN, gen, make, random_batch, shaken
+from recipe_kit import FROZEN, gen, make, random_batch, resumes_exactly, shaken
 from spine_kit import SmoothBase, compact
 from test_base_update import batch_with_clones, recorded
-from test_gaussian_and_selection import flat
 from torch import Tensor
 
 from robot_rl.heads.config import GuidedNoiseConfig
@@ -477,14 +476,7 @@ def test_row_11_resumes_bit_for_bit(algorithm: str) -> None:
             b = batch_with_clones(learner.base, s)
             learner.update(replace(b, unlabelled=(torch.rand(12, generator=gen(s)) > 0.5).float(), stratum=torch.ones(12)))
 
-    straight, first, resumed = begin(), begin(), begin()
-    play(straight, range(6))
-    play(first, range(3))
-    resumed.load_state_dict(first.state_dict())
-    play(resumed, range(3, 6))
-    a, b = flat(straight.state_dict()), flat(resumed.state_dict())
-    assert a.keys() == b.keys()
-    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    resumes_exactly(begin, play)
 
 
 def test_row_2_what_nobody_reads_is_refused() -> None:

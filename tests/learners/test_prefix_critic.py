@@ -9,10 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from recipe_kit import FROZEN, gen, make, random_batch
+from recipe_kit import FROZEN, gen, make, random_batch, resumes_exactly
 from spine_kit import SmoothBase
 from test_base_update import buffer_for, recorded
-from test_gaussian_and_selection import flat
 from test_off_policy import random_batch as plain_batch
 
 from robot_rl.learners.config import ConservativeConfig, OffPolicyConfig, PrefixConfig
@@ -204,14 +203,7 @@ def test_row_11_resumes_bit_for_bit() -> None:
             learner.update(with_prefixes(learner.base, s), offline=s % 2 == 0)
 
     config = {"offline_critic": "calql", "actor_every": 2}
-    straight, first, resumed = (prefix(**config) for _ in range(3))
-    play(straight, range(6))
-    play(first, range(3))
-    resumed.load_state_dict(first.state_dict())
-    play(resumed, range(3, 6))
-    a, b = flat(straight.state_dict()), flat(resumed.state_dict())
-    assert a.keys() == b.keys()
-    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    resumes_exactly(lambda: prefix(**config), play)
 
 
 def test_what_does_not_fit_is_refused() -> None:

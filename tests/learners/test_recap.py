@@ -7,10 +7,9 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from recipe_kit import gen, shaken
+from recipe_kit import gen, same_state, shaken
 from spine_kit import compact
 from test_base_update import recorded
-from test_gaussian_and_selection import flat
 
 from robot_rl.heads.advantage import Advantage, AdvantageHead
 from robot_rl.heads.config import AdvantageConfig
@@ -206,9 +205,7 @@ def test_row_11_resumes_bit_for_bit_with_the_same_labels() -> None:
     ingest(refilled, e, first.base, learner=first.config)
     resumed.load_state_dict(first.state_dict())
     play(resumed, refilled, rng, 4)
-    a, b = flat(straight.state_dict()), flat(resumed.state_dict())
-    assert a.keys() == b.keys()
-    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    same_state(straight, resumed)
     assert np.array_equal(buffer.column(ADVANTAGE), refilled.column(ADVANTAGE))
 
 
