@@ -16,10 +16,10 @@ from robot_rl.heads.one_step import OneStepHead
 from robot_rl.heads.residual import GaussianResidualHead
 from robot_rl.learners import objectives
 from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.flow_q import OneStep
 from robot_rl.learners.gaussian import ChunkSAC, Edit, ResidualSAC
 from robot_rl.learners.hybrid import HybridSAC
 from robot_rl.learners.objectives import HeadObjective
-from robot_rl.learners.one_step import OneStep
 from robot_rl.learners.selection import BestOfN
 from robot_rl.policies.base import BasePolicy
 

@@ -21,8 +21,8 @@ from robot_rl.learners.config import OffPolicyConfig, Reduction
 from robot_rl.learners.critic_rules import ValueRule, add_conservative_gradient, copy_wider
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.factory import make_objective, resolved
+from robot_rl.learners.flow_q import OneStep
 from robot_rl.learners.objectives import HeadObjective, Metrics
-from robot_rl.learners.one_step import OneStep
 from robot_rl.learners.optimism import OptimisticLabels, rarity
 from robot_rl.learners.prefix_critic import PrefixCritic, Prefixes
 from robot_rl.learners.support import Support
