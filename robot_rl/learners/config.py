@@ -76,7 +76,8 @@ class OffPolicyConfig:
         critic_init: run folder whose critic this one starts from; inputs that critic did not have start at zero weight.
         base_samples: M, chunks of the frozen base that are drawn once per recorded observation and reused by every update
             (``edit``, ``best_of_n``); 0 draws afresh each time. At least the head's ``candidates``.
-        base_update: whether a copy of the base is trained on beside the head (``edit`` and ``best_of_n`` with ``own_base``).
+        base_update: whether a copy of the base is trained on beside the head (``edit`` and ``best_of_n`` with ``own_base``, which
+            sample from it; ``one_step``, whose teacher it is).
         n_step: decisions whose rewards are summed before the target bootstraps; above 1 the later ones are others' choices, so
             the target is biased off-policy. ResFiT: 3 (5 for some tasks), with a base that re-plans every step.
         select_k_updates: updates after the offline phase over which the head's ``select_k`` (E2O's optimism) falls to 0; 0: it stays.
@@ -230,13 +231,14 @@ class OffPolicyConfig:
             self.algorithm not in ("one_step", "residual", "residual_sac", "chunk_sac")
             or "iql" in (self.critic_loss, self.offline_critic)
             or self.critic_init is not None
+            or self.n_step > 1
             or self.optimism.strata
             or self.novelty.weight
         ):
             raise ValueError(
                 f"critic='prefix' with algorithm={self.algorithm!r}, critic_loss={self.critic_loss!r}, offline_critic="
-                f"{self.offline_critic!r}, critic_init={self.critic_init}: accepted are one_step, residual, residual_sac and chunk_sac "
-                "with td, cql or calql, without critic_init, optimism or novelty"
+                f"{self.offline_critic!r}, critic_init={self.critic_init}, n_step={self.n_step}: accepted are one_step, residual, "
+                "residual_sac and chunk_sac with td, cql or calql and n_step=1, without critic_init, optimism or novelty"
             )
         if self.critic == "chunk" and self.prefix != PrefixConfig():
             raise ValueError(f"prefix={self.prefix} with critic='chunk', which never reads it; accepted are its defaults")

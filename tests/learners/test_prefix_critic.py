@@ -207,7 +207,11 @@ def test_row_11_resumes_bit_for_bit() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    for change in ({"algorithm": "edit"}, {"algorithm": "residual", "critic_loss": "iql"}):
+    for change in (
+        {"algorithm": "edit"},
+        {"algorithm": "residual", "n_step": 2},
+        {"algorithm": "residual", "critic_loss": "iql"},
+    ):
         with pytest.raises(ValueError, match="critic='prefix'"):
             OffPolicyConfig(critic="prefix", **change)
     with pytest.raises(ValueError, match="never reads it"):
