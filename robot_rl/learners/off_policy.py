@@ -82,12 +82,13 @@ class OffPolicyLearner:
         self.actor_updates = 0
         self.online_updates = 0
 
-    def _make_critic(self, generator: torch.Generator) -> CriticEnsemble | PrefixCritic:
+    def _make_critic(self, generator: torch.Generator) -> CriticEnsemble:
+        """Either kind; both have the interface of the first."""
         c, spec = self.config, self.base.spec
         if c.critic == "chunk":
             return make_critic(c, self.objective.critic_input_dim, generator, self.device)
         shape = spec.conditioning_dim, spec.n_action_steps, spec.action.dim
-        return PrefixCritic(c.n_critics, *shape, c.prefix, generator=generator, device=self.device)
+        return PrefixCritic(c.n_critics, *shape, c.prefix, generator=generator, device=self.device)  # type: ignore[return-value]
 
     def sample(
         self,

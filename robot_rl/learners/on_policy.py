@@ -263,6 +263,7 @@ class OnPolicyLearner:
                 break
         return {k: torch.stack(v).mean() for k, v in metrics.items()}
 
+    @torch.no_grad()
     def remembered(self, conditioning: Tensor, trace: Tensor) -> Tensor:
         """What the objective compares with later: log likelihoods (B, S), or for a value's gradient the noise of each step (B, S, H*A)."""
         if self.chain_value is None:
