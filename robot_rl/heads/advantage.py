@@ -40,10 +40,10 @@ class GuidedDenoiser(nn.Module):
         self.labels: Tensor | None = None
 
     def condition(self, conditioning: Tensor) -> Tensor:
-        return self.net.condition(conditioning)  # type: ignore[operator]
+        return self.net.condition(conditioning)
 
     def time(self, t: Tensor) -> Tensor:
-        return self.net.time(t)  # type: ignore[operator]
+        return self.net.time(t)
 
     def forward(self, x: Tensor, condition: Tensor, time: Tensor) -> Tensor:
         if self.labels is not None:
@@ -68,7 +68,7 @@ class AdvantageHead(FineTunedHead):
     """Samples as if told that the advantage is positive. A fresh one is the base bit for bit, in both modes."""
 
     KIND = "advantage_conditioned"
-    denoiser: GuidedDenoiser  # type: ignore[assignment]
+    denoiser: GuidedDenoiser
 
     def __init__(self, base: BasePolicy, config: AdvantageConfig) -> None:
         super().__init__(base)

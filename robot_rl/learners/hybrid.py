@@ -27,7 +27,7 @@ from robot_rl.policies.base import BasePolicy
 class HybridSAC(ChunkSAC):
     """:class:`ChunkSAC` over the arm's dimensions, and the gripper's critic."""
 
-    head: HybridPolicyHead  # type: ignore[assignment]
+    head: HybridPolicyHead
 
     def __init__(
         self, base: BasePolicy, head: HybridPolicyHead, config: OffPolicyConfig, generator: torch.Generator,

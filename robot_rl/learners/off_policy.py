@@ -88,7 +88,7 @@ class OffPolicyLearner:
         if c.critic == "chunk":
             return make_critic(c, self.objective.critic_input_dim, generator, self.device)
         shape = spec.conditioning_dim, spec.n_action_steps, spec.action.dim
-        return PrefixCritic(c.n_critics, *shape, c.prefix, generator=generator, device=self.device)  # type: ignore[return-value]
+        return PrefixCritic(c.n_critics, *shape, c.prefix, generator=generator, device=self.device)
 
     def sample(
         self,
@@ -208,9 +208,9 @@ class OffPolicyLearner:
         """What falls with practice: the optimism of a head's choice, and the share of its guided exploration."""
         c, head = self.config, self.head
         if c.select_k_updates and getattr(head, "lean", None) is not None:
-            head.lean.fill_(head.config.select_k * max(0.0, 1.0 - self.online_updates / c.select_k_updates))  # type: ignore[union-attr,operator]
+            head.lean.fill_(head.config.select_k * max(0.0, 1.0 - self.online_updates / c.select_k_updates))
         if c.guided_updates and getattr(head, "guided_share", None) is not None:
-            head.guided_share.fill_(max(0.0, 1.0 - self.online_updates / c.guided_updates))  # type: ignore[union-attr,operator]
+            head.guided_share.fill_(max(0.0, 1.0 - self.online_updates / c.guided_updates))
 
     def _relabelled(self, batch: Batch, x: Tensor) -> tuple[Batch, Metrics]:
         """The batch with rewards that are worked out anew at every update; nothing of it is ever stored."""

@@ -93,7 +93,7 @@ class PrefixCritic(nn.Module):
         """A frozen copy."""
         target = deepcopy(self)
         target.flat.zero_grad()
-        return target.requires_grad_(False).eval()  # type: ignore[return-value]
+        return target.requires_grad_(False).eval()
 
     def prefixes(self, x: Tensor) -> Tensor:
         """(B, C + n*A) to (N, B, n); differentiable."""

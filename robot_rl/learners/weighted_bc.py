@@ -211,7 +211,7 @@ class WeightedBCLearner:
         assert batch.advantage is not None
         lots = torch.rand(len(batch.advantage), generator=self.generator, device=self.device)
         said = lots >= self.config.recap.dropout
-        return self.online.denoiser.told(torch.where(said, batch.advantage, int(Advantage.UNSAID)))  # type: ignore[operator]
+        return self.online.denoiser.told(torch.where(said, batch.advantage, int(Advantage.UNSAID)))
 
     def _fit_value(self, batch: CloneBatch) -> Metrics:
         if self.labels is not None:

@@ -324,7 +324,7 @@ class LearnerCore:
             share = share if self.config.demos.prefill else 0.0
             return {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share}
         total = sum(beside.values()) + starts.get(Stratum.DEMONSTRATION, 0)
-        others = {s: share * n / total for s, n in beside.items() if n}
+        others: dict[Stratum | str, float] = {s: share * n / total for s, n in beside.items() if n}
         return {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share - sum(others.values()), **others}
 
     # ---- what it tells

@@ -166,6 +166,7 @@ def test_row_11_resumes_bit_for_bit(sequence: bool) -> None:
     resumes_exactly(lambda: make(shape={"sequence": sequence}), play)
 
 
+@pytest.mark.slow
 def test_it_finds_the_bottom_of_a_bowl() -> None:
     """One entry, three levels of five bins: what it does lies within one part in 125 of the range of the best (and one bin more)."""
     base = SmoothBase(conditioning=1, horizon=1, n_action_steps=1, action=ActionSpec((-1.0,), (1.0,)))
