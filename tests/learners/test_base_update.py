@@ -8,17 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from episodes_kit import batch_with_clones, buffer_for, recorded
 from recipe_kit import FROZEN, gen, make, random_batch, resumes_exactly
-from spine_kit import ARM, STATE, SmoothBase, compact
-from test_gaussian_and_selection import Reference
+from reference_kit import Reference
+from spine_kit import SmoothBase, compact
 
-from robot_rl.learners.cloning import CloneRows
 from robot_rl.learners.config import BaseUpdateConfig, OffPolicyConfig
-from robot_rl.learners.row_class import FACTS
-from robot_rl.replay.buffer import ReplayBuffer
-from robot_rl.replay.windows import WindowConfig
 from robot_rl.training.ingest import ingest
-from robot_rl.types import Episode, EpisodeMeta, FeatureSpec, Source, Stratum
+from robot_rl.types import Source, Stratum
 
 
 @pytest.fixture
@@ -32,17 +29,6 @@ def cloning(algorithm: str = "edit", kind: str = "diffusion", rows: str = "all",
     base = compact(kind).to(torch.get_default_dtype()).freeze()
     update = BaseUpdateConfig(rows, **{"lr": 1e-2, "ema": 0.1, **config.pop("update", {})})
     return make(algorithm, base, {"own_base": True}, base_update=update, **config)
-
-
-def batch_with_clones(base, seed: int = 0):
-    g, size = gen(seed + 100), 12
-    kind = torch.get_default_dtype()
-    rows = CloneRows(
-        torch.randn(size, base.spec.conditioning_dim, generator=g),
-        torch.rand(size, base.spec.horizon, base.spec.action.dim, generator=g) * 2 - 1,
-        (torch.rand(size, base.spec.horizon, generator=g) > 0.3).to(kind),
-    )
-    return replace(random_batch(base, size, seed), clone=rows)
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "flow"])
@@ -126,31 +112,6 @@ def test_row_2_what_does_not_fit_together_is_refused() -> None:
         make("edit", SmoothBase(), {"own_base": True}, base_update=BaseUpdateConfig("all"))
     with pytest.raises(ValueError, match="n_step=3 with algorithm='dsrl_sac'"):
         OffPolicyConfig(algorithm="dsrl_sac", n_step=3)
-
-
-def recorded(
-    name: str, length: int, seed: int, *, terminated: bool, success: bool | None = None, source: Source | None = None
-) -> Episode:
-    rng = np.random.default_rng(seed)
-    arrays = {"reward": rng.normal(size=length).astype(np.float32), "terminated": np.zeros(length, bool)}
-    arrays["terminated"][-1] = terminated
-    arrays["truncated"] = np.zeros(length, bool)
-    arrays["truncated"][-1] = not terminated
-    if source is not None:
-        arrays["source"] = np.full(length, int(source), np.uint8)
-    low, high = np.array(ARM.low), np.array(ARM.high)
-    action = (low + rng.uniform(size=(length, 3)) * (high - low)).astype(np.float32)
-    meta = EpisodeMeta(name, success=success)
-    return Episode.from_arrays(meta, {STATE: rng.normal(size=(length + 1, 4)).astype(np.float32)}, action, **arrays)
-
-
-def buffer_for(base, n_step: int = 1, extra: bool = False) -> ReplayBuffer:
-    spec = base.spec
-    columns = {"episode_return": FeatureSpec(()), "return_known": FeatureSpec(())} | (FACTS if extra else {})
-    return ReplayBuffer(
-        500, conditioning_dim=spec.conditioning_dim, action_dim=spec.action.dim,
-        window=WindowConfig(spec.n_action_steps * n_step, 0.9), delta_mask=spec.action.delta_mask, extra=columns,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("rows", "weighs"), [("all", {"good", "bad", "demo"}), ("success", {"good", "demo"})])

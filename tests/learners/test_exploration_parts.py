@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from episodes_kit import batch_with_clones, recorded
 from recipe_kit import FROZEN, gen, make, random_batch, resumes_exactly, shaken
 from spine_kit import SmoothBase, compact
-from test_base_update import batch_with_clones, recorded
 from torch import Tensor
 
 from robot_rl.heads.config import GuidedNoiseConfig

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from recipe_kit import FROZEN, gen, make, random_batch, resumes_exactly, shaken
+from reference_kit import Reference
 from spine_kit import ARM, STATE, SmoothBase
-from test_gaussian_and_selection import Reference
 
 from robot_rl.heads.hybrid import gripper_table, nearest_choice
 from robot_rl.learners.batch import Batch

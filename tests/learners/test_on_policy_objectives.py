@@ -8,8 +8,8 @@ from itertools import combinations
 
 import pytest
 import torch
+from on_policy_kit import episode, make
 from recipe_kit import gen, resumes_exactly, shaken
-from test_on_policy import episode, make
 
 from robot_rl.learners.config import OnPolicyConfig
 from robot_rl.learners.on_policy import diversity, polychromic, returns

@@ -7,9 +7,9 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from episodes_kit import recorded
 from recipe_kit import gen, same_state, shaken
 from spine_kit import compact
-from test_base_update import recorded
 
 from robot_rl.heads.advantage import Advantage, AdvantageHead
 from robot_rl.heads.config import AdvantageConfig
