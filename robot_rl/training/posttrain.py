@@ -138,10 +138,8 @@ def prepare_base(
         cloned = clone(episodes, dict(spec.observation_features), spec.action, bc, device=device, progress=report)
         cloned = replanned(cloned, rows)
         save_policy(cloned.cpu(), folder.base, extra={"task": spec.env_id, "episodes": len(episodes)})
-    if path is None or rows:  # what the run cloned or changed itself lies in its own folder, and has no options
-        policy = load_policy(folder.base, device)
-    else:
-        policy = load_policy(path, device, options)
+    # What the run cloned or changed itself lies in its own folder, and has no options.
+    policy = load_policy(folder.base, device) if path is None or rows else load_policy(path, device, options)
     for name, feature in policy.spec.observation_features.items():
         if name not in spec.observation_features or spec.observation_features[name].shape != feature.shape:
             raise ValueError(
