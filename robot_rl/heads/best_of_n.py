@@ -6,6 +6,7 @@ This is the whole rule; acting, temporal-difference targets and the edit head al
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from robot_rl.heads.base import Head, Mode, Proposal
 from robot_rl.heads.config import SelectionConfig, SelectReduce
+from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.policies.base import BasePolicy
 
 SCORED_AT_ONCE = 1024
@@ -23,7 +25,7 @@ class Scorer(Protocol):
     """What ranks candidates: an ensemble of critics over (conditioning, rows), see ``learners/ensemble.py``."""
 
     def reduced_value(
-        self, x: Tensor, how: SelectReduce, generator: torch.Generator | None = None, *, k: float = 1.0
+        self, x: Tensor, how: SelectReduce, generator: torch.Generator | None = None, *, k: Tensor | float = 1.0
     ) -> Tensor: ...
 
 
@@ -65,6 +67,11 @@ def pick(q: Tensor, config: SelectionConfig, exploration: Tensor | None) -> Tens
     return (choice_logits(q, config) - (-uniform.log()).log()).argmax(-1)
 
 
+def lean_of(config: SelectionConfig) -> Tensor | None:
+    """() ``select_k`` where it matters: published with the head, because a learner may let it fall."""
+    return torch.tensor(config.select_k) if config.select_reduce == "lcb" else None
+
+
 class Selection(NamedTuple):
     index: Tensor  # (B,) of the chosen candidate
     rows: Tensor  # (B, n, A) what runs
@@ -72,15 +79,16 @@ class Selection(NamedTuple):
     candidates: Tensor  # (B, M, n, A)
 
 
-def score(critic: Scorer, conditioning: Tensor, candidates: Tensor, config: SelectionConfig) -> Tensor:
-    """(B, C) states and (B, M, n, A) candidates to scores (B, M)."""
+def score(critic: Scorer, conditioning: Tensor, candidates: Tensor, config: SelectionConfig, k: Tensor | None = None) -> Tensor:
+    """(B, C) states and (B, M, n, A) candidates to scores (B, M); ``k`` () replaces ``config.select_k`` where a learner moves it."""
     b, m = candidates.shape[:2]
+    lean = config.select_k if k is None else k
     flat = candidates.flatten(2)
     if b * m <= SCORED_AT_ONCE:
         x = torch.cat([conditioning.unsqueeze(1).expand(b, m, -1), flat], dim=-1).flatten(0, 1)
-        return critic.reduced_value(x, config.select_reduce, k=config.select_k).unflatten(0, (b, m))
+        return critic.reduced_value(x, config.select_reduce, k=lean).unflatten(0, (b, m))
     columns = [torch.cat([conditioning, flat[:, i]], dim=-1) for i in range(m)]
-    return torch.stack([critic.reduced_value(x, config.select_reduce, k=config.select_k) for x in columns], dim=1)
+    return torch.stack([critic.reduced_value(x, config.select_reduce, k=lean) for x in columns], dim=1)
 
 
 def base_candidates(base: BasePolicy, conditioning: Tensor, noise: Tensor | None, count: int) -> Tensor:
@@ -102,6 +110,7 @@ class BestOfNHead(Head):
 
     KIND = "best_of_n"
     critic: nn.Module
+    lean: Tensor | None
 
     def __init__(self, base: BasePolicy, config: SelectionConfig, critic: nn.Module) -> None:
         super().__init__()
@@ -111,13 +120,19 @@ class BestOfNHead(Head):
                 "one chunk; use a residual or edit head"
             )
         self.config, self.rows = config, base.spec.n_action_steps
+        self.own = FineTunedHead(base) if config.own_base else None
+        self.register_buffer("lean", lean_of(config))
         self.critic = critic.requires_grad_(False)
         self.prior_draws = config.candidates
         self.exploration_dim = config.candidates if config.samples else 0
 
+    def sampler(self, base: BasePolicy) -> BasePolicy:
+        """What draws the candidates, in episodes and in targets."""
+        return base if self.own is None else self.own.policy
+
     def select(self, conditioning: Tensor, base_rows: Tensor, exploration: Tensor | None) -> Selection:
         """Choose among base rows (B, K, n, A); ``exploration`` (B, exploration_dim) standard normals, None for ``eval``."""
-        q = score(self.critic, conditioning, base_rows, self.config)
+        q = score(self.critic, conditioning, base_rows, self.config, self.lean)
         index = pick(q, self.config, exploration)
         return Selection(index, base_rows[torch.arange(len(q), device=q.device), index], q, base_rows)
 
@@ -127,9 +142,10 @@ class BestOfNHead(Head):
     ) -> Proposal:
         if mode == "explore" and self.exploration_dim and exploration is None:
             raise ValueError("explore mode needs exploration draws (B, exploration_dim)")
-        chunks = base_candidates(base, conditioning, noise, self.prior_draws)
+        chunks = base_candidates(self.sampler(base), conditioning, noise, self.prior_draws)
         chosen = self.select(conditioning, chunks[:, :, : self.rows], exploration if mode == "explore" else None)
-        return chosen_proposal(chosen, chunks, noise, self.rows)
+        proposal = chosen_proposal(chosen, chunks, noise, self.rows)
+        return proposal if self.own is None else replace(proposal, chunk_base=base.sample(conditioning, proposal.noise))
 
 
 def chosen_proposal(chosen: Selection, chunks: Tensor, noise: Tensor | None, rows: int) -> Proposal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 BasisMode = Literal["full", "repeat", "low_rank"]
@@ -59,17 +59,38 @@ class CorrectionConfig:
 
 
 @dataclass(frozen=True)
+class GuidedNoiseConfig:
+    """Demonstration-guided noise (DGN): explore by a Gaussian that is fitted to what demonstrations do differently.
+
+    Attributes:
+        on: whether there is any.
+        mean: ``learned``, or ``zero``: only the covariance is.
+        covariance: ``diagonal``, or ``full``, which costs d (d + 1) / 2 outputs for d entries of a chunk.
+        hidden: of the network.
+    """
+
+    on: bool = False
+    mean: Literal["learned", "zero"] = "learned"
+    covariance: Literal["diagonal", "full"] = "diagonal"
+    hidden: tuple[int, ...] = (256, 256)
+
+
+@dataclass(frozen=True)
 class ResidualConfig(CorrectionConfig):
     """Shape of a residual head, see :class:`CorrectionConfig`.
 
     Attributes:
         exploration_std: Gaussian exploration, in units of ``scale`` (deterministic actor only).
+        guided: exploration towards what demonstrations do instead, for a share of the decisions.
     """
 
     exploration_std: float = 0.3
+    guided: GuidedNoiseConfig = field(default_factory=lambda: GuidedNoiseConfig())
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.guided.on and (self.mode != "full" or self.gripper_scale == 0.0 == self.scale):
+            raise ValueError(f"guided.on=true with mode={self.mode!r}: accepted is full, with a scale above 0")
         if self.exploration_std < 0:
             raise ValueError(f"exploration_std={self.exploration_std}: accepted are numbers >= 0")
 
@@ -81,11 +102,14 @@ class SelectionConfig:
     Attributes:
         candidates: K, chunks of the base among which to choose.
         select_reduce: how the critics' votes become one score; ``lcb`` is mean - ``select_k`` std, so a negative
-            ``select_k`` is optimistic (E2O). All are deterministic: acting and targets rank alike.
+            ``select_k`` is optimistic (E2O; ``learner.select_k_updates`` lets it fall). All are deterministic: acting and targets
+            rank alike.
         temperature: eta; ``explore`` mode draws candidate k with probability exp(q_k / eta) / sum. 0 takes the best.
         kl_budget: raise eta per state until the choice's divergence from the base, log K - entropy, is at most this (nats).
         risk: ``neutral`` weighs candidates by q; ``bernoulli`` takes q as a chance of success p and weighs by
             1 - p + p exp(1 / eta), Q#'s exact solution for deterministic transitions.
+        own_base: the head carries a denoiser of its own, which draws its candidates and which the learner trains on by imitation
+            (``learner.base_update``); the frozen base stays beside it.
     """
 
     candidates: int = 8
@@ -94,6 +118,7 @@ class SelectionConfig:
     temperature: float = 0.0
     kl_budget: float | None = None
     risk: Literal["neutral", "bernoulli"] = "neutral"
+    own_base: bool = False
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
@@ -137,6 +162,68 @@ class ChunkPolicyConfig:
 
     hidden: tuple[int, ...] = (256, 256)
     layer_norm: bool = False
+
+
+@dataclass(frozen=True)
+class HybridPolicyConfig(ChunkPolicyConfig):
+    """:class:`ChunkPolicyConfig` for the arm, and a choice for the gripper.
+
+    Attributes:
+        gripper_epsilon: chance that ``explore`` mode draws the gripper's choice evenly. HIL-SERL never does: people show it.
+    """
+
+    gripper_epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gripper_epsilon <= 1.0:
+            raise ValueError(f"gripper_epsilon={self.gripper_epsilon}: accepted are 0 to 1")
+
+
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """How a policy that knows what an advantage is acts on it.
+
+    Attributes:
+        guidance: beta of classifier-free guidance, out = out(nothing said) + beta (out(advantage is positive) - out(nothing said)).
+            1 samples as if told that the advantage is positive (RECAP), larger values push further (1.5 to 2.5).
+    """
+
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.guidance < 0:
+            raise ValueError(f"guidance={self.guidance}: accepted are numbers >= 0")
+
+
+@dataclass(frozen=True)
+class CoarseToFineConfig:
+    """A critic that is its own policy: every action entry is found by zooming into the best of a few bins (CQN, Seo et al. 2024).
+
+    Attributes:
+        levels, bins: an entry is one of bins^levels values from -1 to 1.
+        atoms, value_min, value_max: of the value's distribution (C51, Bellemare et al. 2017).
+        sequence: read the rows of a chunk one after the other with a recurrent layer (CQN-AS); otherwise all at once.
+        hidden: width of both layers of each stream, and of the recurrent one.
+        exploration_std: of the Gaussian that ``explore`` mode adds before it rounds to the nearest bin.
+    """
+
+    levels: int = 3
+    bins: int = 5
+    atoms: int = 51
+    value_min: float = -2.0
+    value_max: float = 2.0
+    sequence: bool = False
+    hidden: int = 512
+    exploration_std: float = 0.01
+
+    def __post_init__(self) -> None:
+        if min(self.levels, self.hidden) < 1 or min(self.bins, self.atoms) < 2 or self.exploration_std < 0:
+            raise ValueError(
+                f"levels={self.levels}, bins={self.bins}, atoms={self.atoms}, hidden={self.hidden}, exploration_std="
+                f"{self.exploration_std}: accepted are levels, hidden >= 1, bins, atoms >= 2, exploration_std >= 0"
+            )
+        if not self.value_min < self.value_max:
+            raise ValueError(f"value_min={self.value_min}, value_max={self.value_max}: accepted is value_min < value_max")
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from robot_rl.heads.base import Mode, Proposal
-from robot_rl.heads.best_of_n import Selection, base_candidates, chosen_proposal, pick, score
+from robot_rl.heads.best_of_n import Selection, base_candidates, chosen_proposal, lean_of, pick, score
 from robot_rl.heads.config import EditConfig
 from robot_rl.heads.correction import CorrectionHead
+from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.nn.actor import GaussianTanhActor, squashed_log_prob
 from robot_rl.policies.base import BasePolicy
 
@@ -22,12 +25,15 @@ class EditHead(CorrectionHead):
 
     KIND = "edit"
     critic: nn.Module
+    lean: Tensor | None
 
     def __init__(
         self, base: BasePolicy, config: EditConfig, critic: nn.Module, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(base, config)
         spec, self.config = base.spec, config
+        self.own = FineTunedHead(base) if config.own_base else None
+        self.register_buffer("lean", lean_of(config))
         self.prior_draws = 1 if spec.noise_shape is None else config.candidates
         self.edits = min(config.edits, self.prior_draws)
         self.actor = GaussianTanhActor(
@@ -37,6 +43,10 @@ class EditHead(CorrectionHead):
         self.critic = critic.requires_grad_(False)
         self._choice_dim = self.prior_draws + self.edits if config.samples else 0
         self.exploration_dim = self.edits * self.basis.width + self._choice_dim
+
+    def sampler(self, base: BasePolicy) -> BasePolicy:
+        """What draws the chunks that are edited, in episodes and in targets."""
+        return base if self.own is None else self.own.policy
 
     def select(self, conditioning: Tensor, base_rows: Tensor, exploration: Tensor | None) -> tuple[Selection, Tensor]:
         """The one rule: edit the first E of base rows (B, K, n, A), score all, pick.
@@ -57,7 +67,7 @@ class EditHead(CorrectionHead):
         x = mean + log_std.exp() * draws
         edited = self.combine(rows, torch.tanh(x)).unflatten(0, (b, e))
         candidates = torch.cat([base_rows, edited], dim=1)
-        q = score(self.critic, conditioning, candidates, self.config)
+        q = score(self.critic, conditioning, candidates, self.config, self.lean)
         index = pick(q, self.config, lots)
         chosen = candidates[torch.arange(b, device=q.device), index]
         return Selection(index, chosen, q, candidates), squashed_log_prob(draws, log_std, x).unflatten(0, (b, e))
@@ -68,10 +78,10 @@ class EditHead(CorrectionHead):
     ) -> Proposal:
         if mode == "explore" and exploration is None:
             raise ValueError("explore mode needs exploration draws (B, exploration_dim)")
-        chunks = base_candidates(base, conditioning, noise, self.prior_draws)
+        chunks = base_candidates(self.sampler(base), conditioning, noise, self.prior_draws)
         chosen, log_prob = self.select(conditioning, chunks[:, :, : self.rows], exploration if mode == "explore" else None)
         proposal = chosen_proposal(chosen, chunks, noise, self.rows)
         edited = chosen.index - self.prior_draws
         own = log_prob.gather(1, edited.clamp(min=0).unsqueeze(1)).squeeze(1)
         proposal.log_prob = torch.where(edited >= 0, own, proposal.log_prob)
-        return proposal
+        return proposal if self.own is None else replace(proposal, chunk_base=base.sample(conditioning, proposal.noise))

@@ -8,6 +8,7 @@ from torch import Tensor
 from robot_rl.heads.base import Mode, Proposal
 from robot_rl.heads.config import CorrectionConfig, ResidualConfig
 from robot_rl.heads.correction import CorrectionHead
+from robot_rl.heads.guided_noise import GuidedNoise
 from robot_rl.nn.actor import GaussianTanhActor, squashed_log_prob
 from robot_rl.nn.mlp import StackedMLP
 from robot_rl.policies.base import BasePolicy
@@ -28,7 +29,15 @@ class ResidualHead(CorrectionHead):
             1, spec.conditioning_dim + self.rows * spec.action.dim, self.basis.width, config.hidden,
             layer_norm=config.layer_norm, last_scale=0.0, generator=generator,
         )  # fmt: skip
-        self.exploration_dim = self.basis.width
+        width = self.basis.width
+        self.noise_model = None
+        if config.guided.on:
+            features = spec.conditioning_dim + self.rows * spec.action.dim
+            self.noise_model = GuidedNoise(features, width, config.guided, generator)
+        self.register_buffer("guided_share", torch.ones(()) if config.guided.on else None)
+        self.exploration_dim = width if self.noise_model is None else width + 1
+
+    guided_share: Tensor | None
 
     def unit_action(self, conditioning: Tensor, rows: Tensor) -> Tensor:
         """tanh(f(s, a_base)), (B, d) in (-1, 1), for base rows (B, n, A)."""
@@ -44,9 +53,17 @@ class ResidualHead(CorrectionHead):
         if mode == "explore":
             if exploration is None:
                 raise ValueError("explore mode needs exploration draws (B, exploration_dim)")
-            u = (u + self.config.exploration_std * exploration).clamp(-1.0, 1.0)
+            u = (u + self._noise(conditioning, rows, exploration)).clamp(-1.0, 1.0)
         corrected = torch.cat([self.combine(rows, u), chunk_base[:, self.rows :]], dim=1)
         return Proposal(chunk=corrected, chunk_base=chunk_base, noise=noise, log_prob=torch.full((len(rows),), float("nan")))
+
+    def _noise(self, conditioning: Tensor, rows: Tensor, exploration: Tensor) -> Tensor:
+        """(B, d) in units of the scale: Gaussian, or for a share of the decisions what demonstrations are like."""
+        if self.noise_model is None:
+            return self.config.exploration_std * exploration
+        normals, coin = exploration[:, :-1], torch.special.ndtr(exploration[:, -1:])
+        guided = self.noise_model.draw(self.features(conditioning, rows), normals)
+        return torch.where(coin < self.guided_share, guided, self.config.exploration_std * normals)
 
 
 class GaussianResidualHead(CorrectionHead):

@@ -114,7 +114,9 @@ class CriticEnsemble(StackedMLP):
     def _value(self, x: Tensor, heads: Tensor | None, n: int) -> Tensor:
         return self.run(x, self._tape(x.shape[-2], n), heads).squeeze(-1)  # a buffer: the next pass overwrites it
 
-    def reduced_value(self, x: Tensor, how: Reduction, generator: torch.Generator | None = None, *, k: float = 1.0) -> Tensor:
+    def reduced_value(
+        self, x: Tensor, how: Reduction, generator: torch.Generator | None = None, *, k: Tensor | float = 1.0
+    ) -> Tensor:
         """``reduce(value(x), how, generator)``, (B,); ``min_pair`` evaluates only the two heads it drew (as RLPD does)."""
         check_reduction(how, self.n)
         if how != "min_pair":

@@ -12,11 +12,15 @@ from robot_rl.heads.best_of_n import BestOfNHead
 from robot_rl.heads.chunk_policy import ChunkPolicyHead
 from robot_rl.heads.edit import EditHead
 from robot_rl.heads.guidance import GuidedHead
+from robot_rl.heads.hybrid import HybridPolicyHead
+from robot_rl.heads.one_step import OneStepHead
 from robot_rl.heads.residual import GaussianResidualHead
 from robot_rl.learners import objectives
 from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.flow_q import OneStep
 from robot_rl.learners.gaussian import ChunkSAC, Edit, ResidualSAC
 from robot_rl.learners.guided import Guided
+from robot_rl.learners.hybrid import HybridSAC
 from robot_rl.learners.objectives import HeadObjective
 from robot_rl.learners.selection import BestOfN
 from robot_rl.policies.base import BasePolicy
@@ -27,6 +31,8 @@ KINDS: dict[str, tuple[type[Head], Any]] = {
     "best_of_n": (BestOfNHead, BestOfN),
     "chunk_sac": (ChunkPolicyHead, ChunkSAC),
     "guided": (GuidedHead, Guided),
+    "hybrid_sac": (HybridPolicyHead, HybridSAC),
+    "one_step": (OneStepHead, OneStep),
 }
 
 

@@ -19,6 +19,7 @@ from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.objectives import Metrics
+from robot_rl.learners.support import Support, penalised
 from robot_rl.learners.updates import climb
 from robot_rl.nn.actor import ActorSample, GaussianTanhActor, Temperature
 from robot_rl.nn.flat import FlatAdam
@@ -31,6 +32,8 @@ SQUASH_LIMIT = 0.999
 
 class GaussianChunk:
     """What these objectives share: critic inputs, temperature, one actor step."""
+
+    support: Support | None = None
 
     def __init__(
         self, base: BasePolicy, head: Any, config: OffPolicyConfig, generator: torch.Generator, init: torch.Generator,
@@ -65,8 +68,12 @@ class GaussianChunk:
     def joined(self, conditioning: Tensor, rows: Tensor) -> Tensor:
         return torch.cat([conditioning, rows.flatten(1)], dim=-1)
 
+    def rows_of(self, batch: Batch) -> Tensor:
+        """(B, n, D) what was executed, as far as the critic reads it."""
+        return batch.action
+
     def critic_input(self, batch: Batch) -> Tensor:
-        return self.joined(batch.conditioning, batch.action)
+        return self.joined(batch.conditioning, self.rows_of(batch))
 
     def step_actor(
         self, batch: Batch, sample: ActorSample, rows: Tensor, gradient_to_u: Any, critic: CriticEnsemble
@@ -75,16 +82,15 @@ class GaussianChunk:
         c, b = self.config, len(rows)
         x = self.joined(batch.conditioning, rows)
         value, gradient = climb(critic, x, c.actor_reduce, slice(self.features, None), self.generator)
-        if c.normalize_q:
-            gradient = gradient / value.abs().mean().clamp_min(1e-6)
+        gradient, found = penalised(self, batch.conditioning, rows, value, gradient)
         du = gradient_to_u(gradient.unflatten(1, rows.shape[1:]))
-        if c.support_penalty:
+        if c.support_penalty and self.support is None:
             du = du + (c.support_penalty / b) * sample.u
         alpha = self.alpha
         self.actor.backward_draw(sample, du, (alpha / b).expand(b))
         metrics = {
             "actor/alpha": alpha, "actor/entropy": -sample.log_prob.mean(), "actor/std": sample.std.mean(),
-            "actor/value": value.mean(), "actor/size": sample.u.abs().mean(),
+            "actor/value": value.mean(), "actor/size": sample.u.abs().mean(), **found,
         }  # fmt: skip
         if c.bc_weight:
             metrics |= self._add_cloning(batch)
@@ -97,7 +103,7 @@ class GaussianChunk:
         gradient = flat.grad.clone()
         flat.zero_grad()
         with torch.enable_grad():
-            recorded = batch.action.flatten(1).clamp(-SQUASH_LIMIT, SQUASH_LIMIT)
+            recorded = self.rows_of(batch).flatten(1).clamp(-SQUASH_LIMIT, SQUASH_LIMIT)
             log_prob = self.actor.log_prob(batch.conditioning, recorded)
             loss = -(batch.weight * log_prob).sum() / batch.weight.sum().clamp_min(1.0)
             (self.config.bc_weight * loss).backward()
@@ -206,7 +212,8 @@ def candidate_rows(objective: Any, conditioning: Tensor, cached: Tensor | None, 
     """(B, count, n, A) chunks of the base: of the cached (B, M, n, A) ones, without replacement, or drawn now."""
     if cached is None:
         noise = objective.prior(len(conditioning), count)
-        return base_candidates(objective.base, conditioning, noise, count)[:, :, : objective.rows]
+        sampler = objective.head.sampler(objective.base)
+        return base_candidates(sampler, conditioning, noise, count)[:, :, : objective.rows]
     lots = torch.rand(cached.shape[:2], generator=objective.generator, device=cached.device)
     chosen = lots.topk(count, dim=1).indices
     return cached.gather(1, chosen[:, :, None, None].expand(-1, -1, *cached.shape[2:]))

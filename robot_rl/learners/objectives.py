@@ -13,13 +13,17 @@ from robot_rl.heads.residual import ResidualHead
 from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
+from robot_rl.learners.support import Support, penalised
 from robot_rl.learners.updates import climb, load_network_state, make_critic, network_state
 from robot_rl.nn.actor import ActorSample, Temperature
 from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.grad import without_grad
 from robot_rl.policies.base import BasePolicy
+from robot_rl.replay.sampling import CODE
+from robot_rl.types import Stratum
 
 Metrics = dict[str, Tensor]
+DEMONSTRATION = CODE[Stratum.DEMONSTRATION]
 
 
 class HeadObjective(Protocol):
@@ -67,6 +71,8 @@ def make_objective(
 class _NoiseObjective:
     """What both DSRL variants share: a squashed Gaussian actor over noise, and its temperature."""
 
+    kl_share = 1.0
+
     def __init__(
         self, base: BasePolicy, head: LatentNoiseHead, config: OffPolicyConfig, generator: torch.Generator,
         init: torch.Generator, device: torch.device,
@@ -108,13 +114,23 @@ class _NoiseObjective:
             gradient = self.head.actor.flat.grad.clone()
             self.head.actor.flat.zero_grad()
             mean, log_std = self.head.actor(conditioning)
-            kl = 0.5 * ((2 * log_std).exp() + mean.square() - 1 - 2 * log_std).sum(-1).mean()
-            (self.config.kl_base * kl).backward()
+            kl = _prior_divergence(mean, log_std).mean()
+            (self.kl_weight * kl).backward()
             self.head.actor.flat.grad.add_(gradient)
             metrics["actor/kl_base"] = kl.detach()
         self.optimizer.step()
         self.temperature.step(sample.log_prob)
         return metrics
+
+    @property
+    def kl_weight(self) -> float:
+        """``kl_base``, less where few demonstrations stand behind the base."""
+        return self.config.kl_base * self.kl_share
+
+    @without_grad
+    def divergence(self, conditioning: Tensor) -> Tensor:
+        """(B,) weighted KL(head || N(0, I)) before squashing."""
+        return self.kl_weight * _prior_divergence(*self.head.actor(conditioning))
 
     def full_state(self) -> dict[str, Any]:
         return {"actor_optimizer": self.optimizer.state_dict(), "temperature": self.temperature.full_state()}
@@ -122,6 +138,10 @@ class _NoiseObjective:
     def load_full_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["actor_optimizer"])
         self.temperature.load_full_state(state["temperature"])
+
+
+def _prior_divergence(mean: Tensor, log_std: Tensor) -> Tensor:
+    return 0.5 * ((2 * log_std).exp() + mean.square() - 1 - 2 * log_std).sum(-1)
 
 
 class NoiseAliased(_NoiseObjective):
@@ -262,7 +282,7 @@ class NoiseSAC(_NoiseObjective):
 class Residual:
     """Deterministic policy gradient on the combined, clamped action, with target smoothing (TD3, Fujimoto et al. 2018)."""
 
-    SMOOTHING_CLIP = 0.3
+    support: Support | None = None
 
     def __init__(
         self, base: BasePolicy, head: ResidualHead, config: OffPolicyConfig, generator: torch.Generator,
@@ -272,6 +292,9 @@ class Residual:
         self.optimizer = FlatAdam(head.actor.flat, config.actor_lr)
         self.features = base.spec.conditioning_dim
         self.critic_input_dim = self.features + head.rows * base.spec.action.dim
+        self.noise_optimizer: FlatAdam | None = None
+        if head.noise_model is not None:
+            self.noise_optimizer = FlatAdam(head.noise_model.network.flat, config.critic_lr)
 
     def base_rows(self, conditioning: Tensor) -> Tensor:
         shape, noise = self.base.spec.noise_shape, None
@@ -289,12 +312,14 @@ class Residual:
         if not follow_base:
             u = self.head.unit_action(c, rows)
             jitter = torch.randn(u.shape, generator=self.generator, device=c.device) * self.head.config.exploration_std
-            rows = self.head.combine(rows, (u + jitter.clamp(-self.SMOOTHING_CLIP, self.SMOOTHING_CLIP)).clamp(-1.0, 1.0))
+            limit = self.config.smoothing_clip
+            rows = self.head.combine(rows, (u + jitter.clamp(-limit, limit)).clamp(-1.0, 1.0))
         return torch.cat([c, rows.flatten(1)], dim=-1), torch.zeros(len(c), device=c.device)
 
     def improve(self, batch: Batch, critic: CriticEnsemble, actor_step: bool) -> Metrics:
+        guided = self._fit_noise(batch) if self.noise_optimizer is not None else {}
         if not actor_step:
-            return {}
+            return guided
         c = batch.conditioning
         rows = self.base_rows(c)
         actor = self.head.actor
@@ -303,12 +328,38 @@ class Residual:
         combined = self.head.combine(rows, u.detach())
         x = torch.cat([c, combined.flatten(1)], dim=-1)
         value, gradient = climb(critic, x, self.config.actor_reduce, slice(self.features, None), self.generator)
+        gradient, found = penalised(self, c, combined, value, gradient)
         u.backward(self.head.combine_gradient_to_u(rows, u.detach(), gradient.unflatten(1, rows.shape[1:])))
         self.optimizer.step()
-        return {"actor/value": value.mean(), "actor/residual": u.detach().abs().mean()}
+        return {"actor/value": value.mean(), "actor/residual": u.detach().abs().mean(), **found, **guided}
+
+    def _fit_noise(self, batch: Batch) -> Metrics:
+        """DGN: maximum likelihood of clip((a_demo - a_base) / scale) - u(s) over demonstrations; no cloning of the actor itself."""
+        head, model = self.head, self.head.noise_model
+        if batch.stratum is None:
+            raise ValueError("guided exploration tells demonstrations apart by the batch's stratum, and this batch has none")
+        assert model is not None
+        assert self.noise_optimizer is not None
+        c = batch.conditioning
+        weight = batch.weight * (batch.stratum == DEMONSTRATION)
+        with torch.no_grad():
+            rows = self.base_rows(c)
+            wanted = ((batch.action - rows) / head.scale.clamp_min(1e-6) * (head.scale > 0)).clamp(-1.0, 1.0)
+            gap = wanted.flatten(1) - head.unit_action(c, rows) * (head.scale > 0).repeat(head.rows)
+        model.network.flat.zero_grad()
+        with torch.enable_grad():
+            per_row = model.negative_log_likelihood(head.features(c, rows), gap)
+            loss = (weight * per_row).sum() / weight.sum().clamp_min(1.0)
+            loss.backward()
+        if bool(weight.any()):
+            self.noise_optimizer.step()
+        return {"guided/loss": loss.detach(), "guided/gap": gap.abs().mean()}
 
     def full_state(self) -> dict[str, Any]:
-        return {"actor_optimizer": self.optimizer.state_dict()}
+        state = {"actor_optimizer": self.optimizer.state_dict()}
+        return state if self.noise_optimizer is None else state | {"noise_optimizer": self.noise_optimizer.state_dict()}
 
     def load_full_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["actor_optimizer"])
+        if self.noise_optimizer is not None:
+            self.noise_optimizer.load_state_dict(state["noise_optimizer"])

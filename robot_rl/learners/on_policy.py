@@ -5,12 +5,15 @@ A decision is S stochastic steps (one for a noise head, K_ft for a denoising cha
     ratio  = exp(log p - log p_old) per step             A_k = A * gamma_d^(S - 1 - k)
     L      = -mean(min(ratio A_k, clip(ratio, 1 - eps_k, 1 + eps_k) A_k)) + kl_base * KL(head || base)
     eps_k  = c0 + (c1 - c0) (exp(3 t) - 1) / (exp(3) - 1),  t = k / (S - 1)
+
+Instead of that surrogate, ``reinforce`` takes -mean(sum_k A log p_k) (DPOK), and ``value_gradient`` the module ``chain_value`` (VARD).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 from robot_rl.heads.base import Head
 from robot_rl.heads.chain import ChainHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.learners.chain_value import ChainValue
 from robot_rl.learners.config import OnPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.updates import load_network_state, network_state
@@ -71,6 +75,46 @@ def rloo(success: list[float], group: list[int]) -> list[float | None]:
         of = members[g]
         same = len(of) < 2 or max(of) == min(of)
         out.append(None if same else len(of) / (len(of) - 1) * (r - sum(of) / len(of)))
+    return out
+
+
+def returns(episode: RoundEpisode) -> Tensor:
+    """(D,) what the episode still earned from each decision on: G_t = R_t + discount_t G_{t+1}, nothing after its end."""
+    total, later = torch.empty_like(episode.reward), torch.zeros((), dtype=episode.reward.dtype, device=episode.reward.device)
+    for t in range(len(total) - 1, -1, -1):
+        later = episode.reward[t] + episode.discount[t] * later
+        total[t] = later
+    return total
+
+
+def diversity(paths: list[Tensor], scale: float) -> float:
+    """Mean over pairs of 1 - exp(-distance / scale); the distance of two paths (D, C) is root mean square, as far as both go."""
+    pairs = list(combinations(paths, 2))
+    if not pairs:
+        return 0.0
+    gaps = [(a[: len(b)] - b[: len(a)]).square().mean().sqrt() for a, b in pairs]
+    return float(sum(1.0 - torch.exp(-gap / scale) for gap in gaps) / len(gaps))
+
+
+def polychromic(episodes: list[RoundEpisode], set_size: int, scale: float) -> list[float | None]:
+    """Per episode the mean over its sets of f(g) - mean f, f(g) = mean success times diversity, over all sets of ``set_size``
+    episodes from one start; None where all sets score alike, or there are too few episodes for one."""
+    members: dict[int, list[int]] = {}
+    for i, e in enumerate(episodes):
+        members.setdefault(e.group, []).append(i)
+    out: list[float | None] = [None] * len(episodes)
+    for group in members.values():
+        sets = list(combinations(group, set_size))
+        scores = [
+            sum(episodes[i].success for i in g) / set_size * diversity([episodes[i].conditioning for i in g], scale)
+            for g in sets
+        ]
+        if not scores or max(scores) - min(scores) < 1e-12:
+            continue
+        mean = sum(scores) / len(scores)
+        for i in group:
+            own = [f - mean for g, f in zip(sets, scores, strict=True) if i in g]
+            out[i] = sum(own) / len(own)
     return out
 
 
@@ -141,6 +185,11 @@ class OnPolicyLearner:
             init = torch.Generator().manual_seed(config.seed)
             self.value = CriticEnsemble(1, base.spec.conditioning_dim, config.value_hidden, generator=init, device=self.device)
             self.value_optimizer = FlatAdam(self.value.flat, config.value_lr)
+        self.chain_value: ChainValue | None = None
+        if config.objective == "value_gradient":
+            if not isinstance(self.head, ChainHead):
+                raise ValueError(f"objective='value_gradient' climbs a chain's value step by step; this head is {head.KIND}")
+            self.chain_value = ChainValue(base, self.head, config, self.device)
         self.generator = torch.Generator().manual_seed(config.seed + 1)
         self.updates = self.actor_updates = self.rounds = 0
 
@@ -149,10 +198,15 @@ class OnPolicyLearner:
     def advantages(self, episodes: list[RoundEpisode]) -> tuple[list[int], Tensor, Tensor | None]:
         """Which episodes count, the advantages (N,) of their decisions one after the other, and value targets (N,) of GAE."""
         c = self.config
-        if c.advantage == "rloo":
-            found = rloo([e.success for e in episodes], [e.group for e in episodes])
+        if c.advantage == "return":
+            return list(range(len(episodes))), torch.cat([returns(e) for e in episodes]), None
+        if c.advantage in ("rloo", "polychromic"):
+            if c.advantage == "rloo":
+                found = rloo([e.success for e in episodes], [e.group for e in episodes])
+            else:
+                found = polychromic(episodes, c.set_size, c.diversity_scale)
             kept = [i for i, a in enumerate(found) if a is not None]
-            parts = [torch.full_like(episodes[i].reward, found[i]) for i in kept]
+            parts = [torch.full_like(episodes[i].reward, float(found[i] or 0.0)) for i in kept]
             return kept, torch.cat(parts) if parts else torch.zeros(0, device=self.device), None
         assert self.value is not None
         advantage, target = [], []
@@ -164,7 +218,7 @@ class OnPolicyLearner:
         return list(range(len(episodes))), torch.cat(advantage), torch.cat(target)
 
     def shaped(self, advantage: Tensor) -> Tensor:
-        """GAE's are centred and scaled over the round, then clipped to quantiles; RLOO's are centred by their groups already."""
+        """GAE's are centred and scaled over the round, then clipped to quantiles; groups' are centred already, returns stay as they are."""
         c = self.config
         if c.advantage == "gae" and len(advantage) > 1:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
@@ -188,8 +242,7 @@ class OnPolicyLearner:
         trace = torch.cat([self.stochastic.trace(e) for e in chosen])
         with torch.no_grad():
             old = torch.cat([
-                self.stochastic.log_prob(c, t)[0]
-                for c, t in zip(conditioning.split(batch_size), trace.split(batch_size), strict=True)
+                self.remembered(c, t) for c, t in zip(conditioning.split(batch_size), trace.split(batch_size), strict=True)
             ])  # fmt: skip
         actor = self.rounds > self.config.critic_warmup_rounds
         stopped = False
@@ -197,6 +250,8 @@ class OnPolicyLearner:
             order = torch.randperm(len(advantage), generator=self.generator).to(self.device)
             for rows in order.split(batch_size):
                 found: Metrics = {}
+                if self.chain_value is not None:
+                    found |= self.chain_value.fit(conditioning[rows], trace[rows], advantage[rows])
                 if self.value is not None and target is not None:
                     found["value/loss"] = self.value.loss_and_grad(conditioning[rows], target[rows]).loss
                     self.value_optimizer.step()
@@ -206,14 +261,27 @@ class OnPolicyLearner:
                 self.updates += 1
                 for name, v in found.items():
                     metrics.setdefault(name, []).append(v)
-            if stopped and self.value is None:
+            if stopped and self.value is None and self.chain_value is None:
                 break
         return {k: torch.stack(v).mean() for k, v in metrics.items()}
 
+    @torch.no_grad()
+    def remembered(self, conditioning: Tensor, trace: Tensor) -> Tensor:
+        """What the objective compares with later: log likelihoods (B, S), or for a value's gradient the noise of each step (B, S, H*A)."""
+        if self.chain_value is None:
+            return self.stochastic.log_prob(conditioning, trace)[0]
+        return trace[:, 1:] - self.chain_value.head.means(self.chain_value.head.policy, conditioning, trace)
+
     def loss(self, conditioning: Tensor, trace: Tensor, old: Tensor, advantage: Tensor) -> tuple[Tensor, Metrics]:
-        """The clipped objective on decisions (B,); see the module's formulas."""
+        """The objective on decisions (B,); see the module's formulas."""
         c, steps = self.config, old.shape[1]
+        if self.chain_value is not None:
+            return self.chain_value.loss(conditioning, trace, old)
         log_prob, divergence = self.stochastic.log_prob(conditioning, trace)
+        if c.objective == "reinforce":
+            loss = -(advantage[:, None] * log_prob).sum(1).mean() + c.kl_base * divergence.mean()
+            found = {"actor/loss": loss.detach(), "actor/kl": (log_prob - old).detach().abs().mean()}
+            return loss, found | {"actor/kl_base": divergence.detach().mean()}
         ratio = (log_prob - old).exp()
         k = torch.arange(steps, device=old.device, dtype=old.dtype)
         weighed = advantage[:, None] * c.denoise_gamma ** (steps - 1 - k)
@@ -252,11 +320,15 @@ class OnPolicyLearner:
             "generator": self.generator.get_state().clone(),
             "counters": torch.tensor([self.updates, self.actor_updates, self.rounds]),
         }
+        if self.chain_value is not None:
+            state["chain_value"] = network_state(self.chain_value.network, self.chain_value.optimizer)
         return state if self.value is None else state | {"value": network_state(self.value, self.value_optimizer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copies in place."""
         load_network_state(self.head, self.optimizer, state["head"])
+        if self.chain_value is not None:
+            load_network_state(self.chain_value.network, self.chain_value.optimizer, state["chain_value"])
         if self.value is not None:
             load_network_state(self.value, self.value_optimizer, state["value"])
         self.generator.set_state(state["generator"].cpu())

@@ -32,7 +32,7 @@ def pair_weights(n: int, like: Tensor) -> Tensor:
     return torch.arange(n - 1, -1, -1, dtype=like.dtype, device=like.device) / (n * (n - 1) / 2)
 
 
-def reduce(q: Tensor, how: Reduction, generator: torch.Generator | None = None, *, k: float = 1.0) -> Tensor:
+def reduce(q: Tensor, how: Reduction, generator: torch.Generator | None = None, *, k: Tensor | float = 1.0) -> Tensor:
     """(N, B) values of N heads to (B,), differentiable.
 
     Args:

@@ -5,18 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robot_rl.learners.config import OffPolicyConfig, Reduction
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.reduce import reduce_with_grad
-from robot_rl.nn.flat import FlatAdam
+from robot_rl.nn.flat import FlatAdam, FlatParameters
 
 
 def make_critic(config: OffPolicyConfig, in_dim: int, generator: torch.Generator, device: torch.device) -> CriticEnsemble:
     return CriticEnsemble(
         config.n_critics, in_dim, config.hidden, layer_norm=config.layer_norm, generator=generator, device=device
     )
+
+
+def frozen_flat(module: nn.Module) -> FlatParameters:
+    """The parameters of a module that only follows another one, side by side; no gradient reaches them."""
+    module.requires_grad_(True)  # FlatParameters takes what is trainable
+    flat = FlatParameters(module)
+    module.requires_grad_(False)
+    return flat
 
 
 def network_state(network: Any, optimizer: FlatAdam) -> dict[str, Any]:

@@ -9,6 +9,7 @@ is w (algorithms specification 3.3); each is a value of ``weights``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robot_rl.heads.advantage import Advantage, AdvantageHead
 from robot_rl.heads.base import Head
 from robot_rl.heads.fine_tuned import FineTunedHead
+from robot_rl.learners.advantage_labels import AdvantageLabels
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
 from robot_rl.learners.config import WeightedBCConfig
 from robot_rl.learners.ensemble import CriticEnsemble
+from robot_rl.learners.facts import ADVANTAGE, OUTCOME, STEPS_LEFT
 from robot_rl.learners.row_class import ROW_CLASS, SUCCEEDED, RowClass
-from robot_rl.learners.updates import load_network_state, network_state
+from robot_rl.learners.updates import frozen_flat, load_network_state, network_state
 from robot_rl.nn.flat import FlatAdam, FlatParameters, polyak_
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.compact import CompactPolicy
@@ -41,6 +45,8 @@ class CloneBatch:
         row_class: (B, H) int64 :class:`RowClass`. succeeded: (B,) 1 in successful episodes.
         episode_return, return_known: (B,) from the first row on.
         shares: (4,) of the classes among all rows that could have been drawn.
+        advantage: (B,) int64 :class:`Advantage` of the first row; steps_left, outcome: (B,) of it, see ``learners/facts.py``; with
+            ``recap`` only.
     """
 
     conditioning: Tensor
@@ -51,6 +57,9 @@ class CloneBatch:
     episode_return: Tensor
     return_known: Tensor
     shares: Tensor
+    advantage: Tensor | None = None
+    steps_left: Tensor | None = None
+    outcome: Tensor | None = None
 
 
 def class_shares(classes: np.ndarray) -> np.ndarray:
@@ -90,12 +99,15 @@ class WeightedBCLearner:
             raise ValueError(f"algorithm='weighted_bc' trains a fine_tuned head; this one is {head.KIND}")
         self.base, self.config, self.device = base, config, torch.device(device)
         self.head: FineTunedHead = head.to(self.device)
+        if isinstance(head, AdvantageHead) != (config.weights == "recap"):
+            raise ValueError(
+                f"weights={config.weights!r} trains a {'advantage_conditioned' if config.weights == 'recap' else 'fine_tuned'} head; this "
+                f"one is {head.KIND}"
+            )
         self.online = head.twin(base).to(self.device)
         self.online.denoiser.requires_grad_(True)
         self.flat = FlatParameters(self.online.denoiser)
-        self.head.denoiser.requires_grad_(True)  # FlatParameters takes what is trainable
-        self.average = FlatParameters(self.head.denoiser)
-        self.head.denoiser.requires_grad_(False)
+        self.average = frozen_flat(self.head.denoiser)
         self.optimizer = FlatAdam(
             self.flat, config.lr, weight_decay=config.weight_decay, max_grad_norm=config.grad_clip or None
         )
@@ -104,6 +116,10 @@ class WeightedBCLearner:
             init = torch.Generator().manual_seed(config.seed)
             self.value = CriticEnsemble(1, base.spec.conditioning_dim, config.value_hidden, generator=init, device=self.device)
             self.value_optimizer = FlatAdam(self.value.flat, config.value_lr)
+        self.labels: AdvantageLabels | None = None
+        if config.weights == "recap":
+            kind = self.flat.data.dtype
+            self.labels = AdvantageLabels(base.spec.conditioning_dim, config.recap, config.seed, self.device, kind)
         self.generator = torch.Generator(self.device).manual_seed(config.seed + 1)
         self._shares: tuple[tuple[int, int], Tensor] = ((-1, -1), torch.zeros(0))
         self.updates = 0
@@ -118,6 +134,8 @@ class WeightedBCLearner:
         base_samples: Any = None,
     ) -> CloneBatch:
         """Draw ``size`` chunks evenly over everything recorded: the weights say what counts, so ``ratios`` do not."""
+        if self.labels is not None:
+            self.labels.refresh(buffer, self.updates)
         drawn, extra = buffer.sample_chunk_rows(size, rng, self.base.spec.horizon)
         now = (len(buffer), buffer.evicted_episodes)
         if self._shares[0] != now:
@@ -129,6 +147,7 @@ class WeightedBCLearner:
             conditioning=send(drawn.conditioning[:, 0]), action=send(drawn.action), mask=send(drawn.mask).float(),
             row_class=send(extra[ROW_CLASS]).long(), succeeded=first[SUCCEEDED], episode_return=first[EPISODE_RETURN],
             return_known=first[RETURN_KNOWN], shares=self._shares[1],
+            advantage=first[ADVANTAGE].long() if ADVANTAGE in first else None, steps_left=first.get(STEPS_LEFT), outcome=first.get(OUTCOME),
         )  # fmt: skip
 
     @torch.no_grad()
@@ -138,7 +157,7 @@ class WeightedBCLearner:
         rows = torch.ones_like(batch.mask)
         if c.weights in ("hg_dagger", "iwr", "sirius"):
             return class_weights(c, batch.shares)[batch.row_class].to(rows)
-        if c.weights == "uniform":
+        if c.weights in ("uniform", "recap"):
             return rows
         if c.weights == "awr":
             assert self.value is not None
@@ -174,7 +193,7 @@ class WeightedBCLearner:
         weight = self.row_weights(batch) * batch.mask
         total = weight.sum()
         self.flat.zero_grad()
-        with torch.enable_grad():
+        with self._told(batch), torch.enable_grad():
             per_row = self.online.policy.denoising_loss(batch.conditioning, batch.action, self.generator).mean(-1)
             # Where nothing counts (no success yet) there is nothing to learn: the loss and its gradient are zero.
             loss = (weight * per_row).sum() / total.clamp_min(1e-12)
@@ -186,7 +205,22 @@ class WeightedBCLearner:
         self.actor_updates += 1
         return metrics | {"bc/loss": loss.detach(), "bc/weight": weight.mean(), "bc/weight_max": weight.max()}
 
+    def _told(self, batch: CloneBatch) -> AbstractContextManager[None]:
+        """The labels of the rows, dropped for some."""
+        if self.labels is None:
+            return nullcontext()
+        assert batch.advantage is not None
+        lots = torch.rand(len(batch.advantage), generator=self.generator, device=self.device)
+        said = lots >= self.config.recap.dropout
+        return self.online.denoiser.told(torch.where(said, batch.advantage, int(Advantage.UNSAID)))
+
     def _fit_value(self, batch: CloneBatch) -> Metrics:
+        if self.labels is not None:
+            assert batch.steps_left is not None
+            assert batch.outcome is not None
+            assert batch.advantage is not None
+            positive = (batch.advantage == Advantage.POSITIVE).float().mean()
+            return self.labels.fit(batch.conditioning, batch.steps_left, batch.outcome) | {"recap/positive": positive}
         if self.value is None:
             return {}
         fit = self.value.loss_and_grad(batch.conditioning, batch.episode_return, batch.return_known)
@@ -198,7 +232,9 @@ class WeightedBCLearner:
         return self._fit_value(batch)
 
     def finish_pretraining(self) -> None:
-        """Nothing follows the value function."""
+        """The value function is fit to judge with."""
+        if self.labels is not None:
+            self.labels.judge_again()
 
     def check_finite(self) -> None:
         """Raises FloatingPointError when a parameter is not finite."""
@@ -215,12 +251,16 @@ class WeightedBCLearner:
             "generator": self.generator.get_state().clone(),
             "counters": torch.tensor([self.updates, self.actor_updates]),
         }
+        if self.labels is not None:
+            state["labels"] = self.labels.full_state()
         return state if self.value is None else state | {"value": network_state(self.value, self.value_optimizer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copies in place."""
         self.head.load_state_dict(state["head"])
         load_network_state(self.online, self.optimizer, state["online"])
+        if self.labels is not None:
+            self.labels.load_full_state(state["labels"])
         if self.value is not None:
             load_network_state(self.value, self.value_optimizer, state["value"])
         self.generator.set_state(state["generator"].cpu())

@@ -64,6 +64,19 @@ class WindowBatch:
         return len(self.reward)
 
 
+class PrefixRows(NamedTuple):
+    """What every beginning of B windows of n rows is worth learning from; j runs from 1 to n.
+
+    reward, discount, weight (B, n) of the first j rows, next_conditioning (B, n, C) after them. Weight 0: they did not all run, a
+    reward is missing, or the observation after them is not known.
+    """
+
+    reward: np.ndarray
+    discount: np.ndarray
+    next_conditioning: np.ndarray
+    weight: np.ndarray
+
+
 class ChunkBatch(NamedTuple):
     """For behaviour cloning: conditioning (B, n_obs, C) oldest first, action (B, H, A), mask (B, H) bool."""
 
@@ -93,6 +106,8 @@ class _Slot:
     success_step: int = 0
     terminates: bool = True
     composed: tuple[np.ndarray, int, bool] | None = None
+    component: np.ndarray | None = None  # a learner's own reward, beside the recorded one or (alone) instead of it
+    alone: bool = False
 
 
 class ReplayBuffer:
@@ -152,6 +167,9 @@ class ReplayBuffer:
             "window_rows": np.zeros(rows, np.int32),
             "reward": np.zeros(rows, np.float32),
             "discount": np.zeros(rows, np.float32),
+            "valid": np.zeros(rows, bool),  # whether the window that starts here may be drawn
+            "step_reward": np.zeros(rows, np.float32),  # NaN where a row may not be learned from
+            "ends": np.zeros(rows, bool),
             "is_decision": np.zeros(rows, bool),
             "imitated": np.zeros(rows, bool),
             "noise_row": np.zeros(rows, np.int32),
@@ -211,6 +229,16 @@ class ReplayBuffer:
         parts = [rows[s.base : s.base + s.length] for s in self._slots.values()]
         return np.concatenate(parts) if parts else rows[:0].copy()
 
+    def conditioning(self, number: int) -> np.ndarray:
+        """(L + 1, C) of one episode, by its number; a view."""
+        slot = self._by_number[number]
+        return self._ring["conditioning"][slot.base : slot.base + slot.length + 1]
+
+    def rows(self, name: str, number: int) -> np.ndarray:
+        """(L, ...) a further per-step array of one episode, by its number; a view, and may be written to."""
+        slot = self._by_number[number]
+        return self._ring[f"extra:{name}"][slot.base : slot.base + slot.length]
+
     def starts(self) -> dict[Stratum, int]:
         """Windows that may be drawn per stratum (a lent intervention counts in both)."""
         return self._windows.available()
@@ -231,6 +259,9 @@ class ReplayBuffer:
         extra: Mapping[str, np.ndarray] | None = None,
         stratum: Stratum | None = None,
         views: np.ndarray | None = None,
+        reward_component: np.ndarray | None = None,
+        task_reward: bool = True,
+        terminated: bool | None = None,
     ) -> int:
         """Take an episode of L steps in; gives its index.
 
@@ -242,6 +273,10 @@ class ReplayBuffer:
             extra: every array named in the constructor, (L, ...).
             stratum: default is the episode's own.
             views: (L + 1, K - 1, C), the encodings beside ``conditioning``; needed where ``views`` K is more than one.
+            reward_component: (L,) a reward of the learner's own (takeovers, say), added to the recorded one however late that
+                comes; it never reaches the store.
+            task_reward: False leaves the recorded reward out altogether, late ones included; needs a ``reward_component``.
+            terminated: overrides what the recording says about its end.
 
         Raises:
             ValueError: shapes do not fit, values are not finite, the id is in the buffer already, or the episode is larger
@@ -277,6 +312,10 @@ class ReplayBuffer:
         if extra.keys() != self._extra.keys():
             raise ValueError(f"{who}: extra has {sorted(extra)}, expected {sorted(self._extra)}")
         extra = {k: _fit(v, (length, *self._extra[k].shape), f"{who}: {k}", self._extra[k].dtype) for k, v in extra.items()}
+        if reward_component is not None:
+            reward_component = _fit(reward_component, (length,), f"{who}: reward_component").copy()
+        elif not task_reward:
+            raise ValueError(f"{who}: task_reward=False leaves no reward at all; accepted with a reward_component")
         starts, noise_rows = self._starts(episode, who)
         base = self._allocate(length + 1)
         if action_base is not None and not self._has_base:
@@ -285,8 +324,10 @@ class ReplayBuffer:
         slot = _Slot(
             number=self._next_number, episode_id=episode.meta.episode_id, base=base, length=length, stratum=stratum,
             raw=np.array(episode.reward, np.float32), source=np.array(episode.source, np.uint8),
-            decision_id=np.array(episode.decision_id, np.int32), starts=starts, terminated=bool(episode.terminated[-1]),
+            decision_id=np.array(episode.decision_id, np.int32), starts=starts,
+            terminated=bool(episode.terminated[-1]) if terminated is None else terminated,
             final_known=final_observation_known(episode), chunks=chunks, noise_rows=np.zeros(0, np.int32),
+            component=reward_component, alone=not task_reward,
         )  # fmt: skip
         here = slice(base, base + length)
         ring = self._ring
@@ -431,11 +472,15 @@ class ReplayBuffer:
         and verdicts given to this buffer no longer count for it.
 
         Raises:
-            ValueError: shapes do not fit.
+            ValueError: shapes do not fit, or the episode came with a learner's own ``reward_component``: who composes must know all.
         """
         slot = self._slots.get(episode_id)
         if slot is None:
             return False
+        if slot.component is not None:
+            raise ValueError(
+                f"episode {episode_id} has a reward_component, which composed rewards would hide: accepted is one or the other"
+            )
         if np.shape(reward) != (slot.length,) or not 1 <= length <= slot.length:
             raise ValueError(
                 f"episode {episode_id}: rewards {np.shape(reward)} and length={length}, accepted are ({slot.length},) and 1 to "
@@ -498,6 +543,8 @@ class ReplayBuffer:
     def _refresh(self, slot: _Slot) -> None:
         """Work out the windows of one episode again."""
         reward, length, terminated = self._composed(slot)
+        if slot.component is not None:
+            reward = slot.component if slot.alone else reward + slot.component
         here = slice(slot.base, slot.base + length)
         arrays = EpisodeArrays(
             action=self._ring["action"][here], reward=reward[:length], source=slot.source[:length], terminated=terminated,
@@ -508,6 +555,13 @@ class ReplayBuffer:
         self._ring["window_rows"][here] = table.rows
         self._ring["reward"][here] = table.reward
         self._ring["discount"][here] = table.discount
+        whole = slice(slot.base, slot.base + slot.length)
+        self._ring["valid"][whole], self._ring["step_reward"][whole], self._ring["ends"][whole] = False, np.nan, False
+        self._ring["valid"][here] = table.valid
+        self._ring["step_reward"][here] = np.where(arrays.source == Source.HOLD, np.nan, arrays.reward)
+        self._ring["ends"][here.stop - 1] = terminated
+        if not (terminated or arrays.final_known):
+            self._ring["step_reward"][here.stop - 1] = np.nan
         self._windows.set(slot.number, slot.base, slot.stratum, np.flatnonzero(table.valid))
         if self.lend_interventions and slot.stratum is not Stratum.INTERVENTION:
             lent = np.flatnonzero(table.valid & (slot.source[:length] == Source.HUMAN))
@@ -529,7 +583,29 @@ class ReplayBuffer:
             EmptyBufferError: no valid window (in the strata asked for).
         """
         (number, base, step), codes = self._windows.draw(batch_size, rng, ratios)
-        ring, n = self._ring, self.window.n
+        return self._gather(number, base, step, codes, rng)
+
+    def sample_prefixes(
+        self, batch_size: int, rng: np.random.Generator, ratios: Mapping[Stratum | str, float] | None = None
+    ) -> tuple[WindowBatch, PrefixRows]:
+        """Draw windows from every step, and what each of their beginnings is worth; a window that was cut short has weight 0."""
+        (number, base, step), codes = self._states.draw(batch_size, rng, ratios)
+        windows = self._gather(number, base, step, codes, rng)
+        ring, n, gamma = self._ring, self.window.n, self.window.gamma
+        at, offsets = base + step, np.arange(n)
+        windows.weight = ring["valid"][at].astype(np.float32)
+        inside = offsets < ring["left"][at][:, None]
+        places = at[:, None] + np.minimum(offsets, ring["left"][at][:, None] - 1)
+        reward = np.cumsum(np.where(inside, ring["step_reward"][places], np.nan) * gamma**offsets, axis=1)
+        weight = np.isfinite(reward)
+        discount = np.where(ring["ends"][places], 0.0, gamma ** (offsets + 1.0))
+        rows = np.where(weight, reward, 0.0).astype(np.float32), np.where(weight, discount, 0.0).astype(np.float32)
+        return windows, PrefixRows(*rows, self._seen(places + 1, rng), weight.astype(np.float32))
+
+    def _gather(
+        self, number: np.ndarray, base: np.ndarray, step: np.ndarray, codes: np.ndarray | None, rng: np.random.Generator
+    ) -> WindowBatch:
+        ring, n, batch_size = self._ring, self.window.n, len(step)
         at = base + step
         if codes is None:
             codes = ring["stratum"][at]
@@ -561,10 +637,10 @@ class ReplayBuffer:
         )
 
     def _seen(self, at: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(B, C) conditioning at ring rows ``at``; where observations have several encodings, one of them each."""
+        """(..., C) conditioning at ring rows ``at``; where observations have several encodings, one of them each."""
         found = self._ring["conditioning"].take(at, axis=0)
         if self.views > 1:
-            which = rng.integers(self.views, size=len(at))
+            which = rng.integers(self.views, size=at.shape)
             moved = which > 0
             found[moved] = self._ring["views"][at[moved], which[moved] - 1]
         return found

@@ -82,7 +82,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _policy(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig, result: dict[str, Any]) -> None:
-    source = base_source(run / "base", config.base.path)
+    source = base_source(run / "base", config.base)
     if isinstance(acting.base, LeRobotPolicy):
         checkpoint = out / "base" / "checkpoint"
         _copy_checkpoint(acting.base, checkpoint)

@@ -8,18 +8,32 @@ from pathlib import Path
 import torch
 
 from robot_rl import seeding
+from robot_rl.heads.advantage import AdvantageHead
 from robot_rl.heads.base import Head
 from robot_rl.heads.best_of_n import BestOfNHead
 from robot_rl.heads.chain import ChainHead
 from robot_rl.heads.chunk_policy import ChunkPolicyHead
+from robot_rl.heads.coarse_to_fine import CoarseToFineHead
 from robot_rl.heads.distilled import CodedBase, DistilledHead
 from robot_rl.heads.edit import EditHead
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.heads.guidance import GuidedHead, ScoreCorrectedHead, need_compact
+from robot_rl.heads.hybrid import HybridPolicyHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.heads.one_step import OneStepHead
 from robot_rl.heads.reference_denoise import ReferenceHead
 from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
-from robot_rl.learners.config import DistillConfig, FixedConfig, OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
+from robot_rl.learners.coarse_to_fine import CoarseToFineLearner
+from robot_rl.learners.config import (
+    CoarseToFineLearnerConfig,
+    DistillConfig,
+    FixedConfig,
+    GripperConfig,
+    LearnerConfig,
+    OffPolicyConfig,
+    OnPolicyConfig,
+    WeightedBCConfig,
+)
 from robot_rl.learners.distill import DistillLearner, Teacher
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.fixed import FixedLearner
@@ -30,7 +44,7 @@ from robot_rl.learners.weighted_bc import WeightedBCLearner
 from robot_rl.policies.adapters import ModulationPool
 from robot_rl.policies.base import BasePolicy
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint
-from robot_rl.training.config import HeadConfig, LearnerConfig, PostTrainConfig
+from robot_rl.training.config import HeadConfig, PostTrainConfig
 from robot_rl.training.earlier_runs import acting_head, read_references, read_teacher
 
 
@@ -55,8 +69,17 @@ def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerCo
         return DistilledHead(head.distilled, build_head(coded, replace(head, kind=head.distilled.student), seed, learner))
     if head.kind == "chunk_policy":
         return ChunkPolicyHead(base, head.chunk_policy, generator=generator)
+    if head.kind == "coarse_to_fine":
+        return CoarseToFineHead(base, head.coarse_to_fine, generator=generator)
+    if head.kind == "one_step":
+        return OneStepHead(base, head.one_step, generator=generator)
+    if head.kind == "hybrid_policy":
+        gripper = learner.gripper if isinstance(learner, OffPolicyConfig) else GripperConfig()
+        return HybridPolicyHead(base, head.hybrid_policy, gripper.values, gripper.hidden, generator=generator)
     if head.kind == "fine_tuned":
         return _adapted(FineTunedHead(base, head.adapter, generator=generator), base)
+    if head.kind == "advantage_conditioned":
+        return AdvantageHead(base, head.advantage_conditioned)
     if head.kind == "chain":
         return _adapted(ChainHead(base, head.chain, head.adapter, generator=generator), base)
     if head.kind == "reference":
@@ -76,7 +99,7 @@ def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerCo
     return BestOfNHead(base, head.best_of_n, critic)
 
 
-Learner = OffPolicyLearner | WeightedBCLearner | OnPolicyLearner | FixedLearner | DistillLearner
+Learner = OffPolicyLearner | WeightedBCLearner | OnPolicyLearner | CoarseToFineLearner | FixedLearner | DistillLearner
 
 
 def build_learner(base: BasePolicy, config: PostTrainConfig, device: str) -> Learner:
@@ -90,6 +113,8 @@ def build_learner(base: BasePolicy, config: PostTrainConfig, device: str) -> Lea
         return WeightedBCLearner(base, head, config.learner, device)
     if isinstance(config.learner, OnPolicyConfig):
         return OnPolicyLearner(base, head, config.learner, device)
+    if isinstance(config.learner, CoarseToFineLearnerConfig):
+        return CoarseToFineLearner(base, head, config.learner, device)
     if isinstance(config.learner, FixedConfig):
         return FixedLearner(base, head, config.learner, device)
     if isinstance(config.learner, DistillConfig):

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robot_rl.heads.config import (
+    AdvantageConfig,
     ChainConfig,
     ChunkPolicyConfig,
+    CoarseToFineConfig,
     CorrectionConfig,
     DistilledConfig,
     EditConfig,
+    HybridPolicyConfig,
     LatentNoiseConfig,
     ResidualConfig,
     SelectionConfig,
 )
 from robot_rl.heads.guidance_config import GuidanceConfig, ReferenceConfig, ScoreCorrectionConfig
-from robot_rl.learners.config import DistillConfig, FixedConfig, OffPolicyConfig, OnPolicyConfig, WeightedBCConfig
+from robot_rl.learners.config import DistillConfig, FixedConfig, LearnerConfig, OffPolicyConfig, OnPolicyConfig
 from robot_rl.policies.config import AdapterConfig, BCConfig
 from robot_rl.rewards.composition_config import LABEL, RECORDED, CompositionConfig
 from robot_rl.runtime.gate import GateConfig
@@ -94,16 +97,25 @@ class BaseConfig:
         path: a policy or run folder of ours, a LeRobot checkpoint, or a policy server (``remote:HOST:PORT``).
         options: of a LeRobot checkpoint, see :class:`robot_rl.policies.lerobot.options.LeRobotOptions`. They are part of the base's own
             identity, which a run folder keeps and checks.
+        replan_every: rows of a chunk that run before a compact base is asked again; 0: as many as it was made for. With 1 a head
+            corrects every single step (ResFiT). The base that is asked so lies in the run folder's own ``base/``.
     """
 
     path: Path | None = None
     options: dict[str, Any] = field(default_factory=dict, metadata={"hash": False})
+    replan_every: int = 0
     bc: BCConfig = field(default_factory=BCConfig)
 
     def __post_init__(self) -> None:
+        _at_least(self, 0, "replan_every")
         if self.options and self.path is None:
             raise ValueError(
                 f"options={self.options!r} with path=null: only a base that is loaded has options; accepted is {{}}"
+            )
+        if self.options and self.replan_every:
+            raise ValueError(
+                f"replan_every={self.replan_every} with options={self.options!r}, which a compact policy does not have: it alone can be asked "
+                "more often than it was made for; accepted is 0"
             )
 
 
@@ -112,8 +124,8 @@ class HeadConfig:
     """Which head, and its shape; only the chosen kind's part is read. ``adapter``: what a ``fine_tuned`` or ``chain`` head trains."""
 
     kind: Literal[
-        "latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "fine_tuned", "chain",
-        "guided", "score_corrected", "reference", "distilled",
+        "latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "hybrid_policy", "fine_tuned",
+        "advantage_conditioned", "one_step", "coarse_to_fine", "chain", "guided", "score_corrected", "reference", "distilled",
     ] = "latent_noise"  # fmt: skip
     latent_noise: LatentNoiseConfig = field(default_factory=LatentNoiseConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
@@ -121,6 +133,10 @@ class HeadConfig:
     edit: EditConfig = field(default_factory=EditConfig)
     best_of_n: SelectionConfig = field(default_factory=SelectionConfig)
     chunk_policy: ChunkPolicyConfig = field(default_factory=ChunkPolicyConfig)
+    hybrid_policy: HybridPolicyConfig = field(default_factory=HybridPolicyConfig)
+    advantage_conditioned: AdvantageConfig = field(default_factory=AdvantageConfig)
+    one_step: ChunkPolicyConfig = field(default_factory=ChunkPolicyConfig)
+    coarse_to_fine: CoarseToFineConfig = field(default_factory=CoarseToFineConfig)
     chain: ChainConfig = field(default_factory=ChainConfig)
     guided: GuidanceConfig = field(default_factory=GuidanceConfig)
     score_corrected: ScoreCorrectionConfig = field(default_factory=ScoreCorrectionConfig)
@@ -140,12 +156,11 @@ class HeadConfig:
         return {"edit": self.edit, "best_of_n": self.best_of_n}.get(self.kind)
 
 
-LearnerConfig = OffPolicyConfig | WeightedBCConfig | OnPolicyConfig | FixedConfig | DistillConfig
 ALGORITHMS = {
     "latent_noise": ("dsrl_na", "dsrl_sac", "on_policy"), "residual": ("residual",), "gaussian_residual": ("residual_sac",),
-    "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "fine_tuned": ("weighted_bc", "fixed"), "chain": ("on_policy",),
-    "guided": ("guided", "fixed"), "score_corrected": ("fixed",), "reference": ("fixed",),
-    "distilled": ("distill",),
+    "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "hybrid_policy": ("hybrid_sac",),
+    "fine_tuned": ("weighted_bc", "fixed"), "advantage_conditioned": ("weighted_bc",), "one_step": ("one_step",), "coarse_to_fine": ("cqn",),
+    "chain": ("on_policy",), "guided": ("guided", "fixed"), "score_corrected": ("fixed",), "reference": ("fixed",), "distilled": ("distill",),
 }  # fmt: skip
 """What can train which kind of head."""
 
@@ -398,6 +413,13 @@ class PostTrainConfig:
             )
         if self.schedule.offline_updates and not self.demos.prefill and not isinstance(self.learner, DistillConfig):
             raise ValueError("schedule.offline_updates > 0 with demos.prefill=false: there would be nothing to learn from")
+        self._check_falling(selection)
+        update = getattr(getattr(self.learner, "base_update", None), "rows", "none")
+        if selection is not None and selection.own_base != (update != "none"):
+            raise ValueError(
+                f"head.{self.head.kind}.own_base={str(selection.own_base).lower()} with learner.base_update.rows={update!r}: accepted "
+                "are true with all or success, false with none"
+            )
         if self.learner.algorithm == "dsrl_sac" and self.demos.prefill:
             raise ValueError(
                 "demos.prefill=true with learner.algorithm='dsrl_sac': demonstrations have no noise; accepted is false"
@@ -409,11 +431,13 @@ class PostTrainConfig:
         if (
             not isinstance(learner, OffPolicyConfig)
             or "calql" in (learner.critic_loss, learner.offline_critic)
+            or learner.algorithm == "hybrid_sac"
             or start > learner.gamma
         ):
             raise ValueError(
                 f"curriculum.discount_start={start} with learner.algorithm={learner.algorithm!r}, learner.gamma={learner.gamma}: accepted is an "
-                "off-policy learner without reference values (calql), and a start of at most its gamma"
+                "off-policy learner without reference values (calql) or a gripper's critic (hybrid_sac), whose columns are discounted once, and "
+                "a start of at most its gamma"
             )
 
     def _check_fixed(self) -> None:
@@ -431,7 +455,17 @@ class PostTrainConfig:
             )
 
     def _check_rewards(self) -> None:
-        """What learns from rewards as they were recorded cannot learn from ones that come later."""
+        """What learns from rewards as they were recorded cannot learn from ones that come later, nor add its own to them."""
+        if isinstance(self.learner, OffPolicyConfig):
+            for name, value, accepted in (
+                ("takeover_reward", self.learner.takeover_reward, "0"),
+                ("optimism.strata", list(self.learner.optimism.strata), "[]"),
+            ):
+                if value:
+                    raise ValueError(
+                        f"learner.{name}={value!r} with reward.channels: the learner's own rewards and composed ones exclude each other; "
+                        f"accepted is {accepted}, or no channels"
+                    )
         if isinstance(self.learner, OnPolicyConfig):
             raise ValueError("reward.channels with an on-policy learner: accepted are none, it cannot wait for late rewards")
         for name, value in (("return_updates", self.schedule.return_updates), ("warmup_gate", self.schedule.warmup_gate)):
@@ -450,6 +484,17 @@ class PostTrainConfig:
                 f"reward.channels name {', '.join(late)} with schedule.learner={self.schedule.learner!r}: accepted is process, which "
                 "follows the store's reward events"
             )
+
+    def _check_falling(self, selection: SelectionConfig | None) -> None:
+        """What a learner lets fall must be there."""
+        falls = getattr(self.learner, "select_k_updates", 0)
+        if falls and selection is not None and selection.select_reduce != "lcb":
+            raise ValueError(
+                f"learner.select_k_updates={falls} with head.{self.head.kind}.select_reduce={selection.select_reduce!r}: accepted is lcb"
+            )
+        guided = getattr(self.learner, "guided_updates", 0)
+        if guided and not self.head.residual.guided.on:
+            raise ValueError(f"learner.guided_updates={guided} with head.residual.guided.on=false: accepted is true")
 
     def _check_on_policy(self, learner: OnPolicyConfig) -> None:
         """What makes episodes something else than this policy's own, or leaves the learner without them."""
@@ -470,6 +515,13 @@ class PostTrainConfig:
             )
         if learner.advantage == "rloo" and s.group_size < 2:
             raise ValueError(f"schedule.group_size={s.group_size} with learner.advantage='rloo': accepted are 2 or more")
+        if learner.advantage == "polychromic" and s.group_size <= learner.set_size:
+            raise ValueError(
+                f"schedule.group_size={s.group_size} with learner.advantage='polychromic': accepted is more than learner.set_size "
+                f"({learner.set_size}), so that there are sets to compare"
+            )
+        if learner.objective == "value_gradient" and self.head.kind != "chain":
+            raise ValueError(f"learner.objective='value_gradient' with head.kind={self.head.kind!r}: accepted is chain")
 
 
 @dataclass(frozen=True)

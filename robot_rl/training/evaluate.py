@@ -36,7 +36,7 @@ def load_acting(folder: Path, who: str, device: str, code: int | None = None) ->
                 f"policy={str(folder)!r}: neither a run folder (config.yaml) nor a base policy: {error}"
             ) from error
     run = load(PostTrainConfig, folder / "config.yaml")
-    base = load_policy(base_source(folder / "base", run.base.path), device)
+    base = load_policy(base_source(folder / "base", run.base), device)
     if who == "base":
         return ActingPolicy(base, device=device), run.env
     if not (folder / "result.json").exists():

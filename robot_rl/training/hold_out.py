@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from robot_rl import seeding
-from robot_rl.learners.batch import Batch
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.types import Episode
@@ -48,14 +47,14 @@ class HoldOut:
         self.episodes.append(episode)
         return True
 
-    def correlation(self, learner: OffPolicyLearner, ingest: Callable[[ReplayBuffer, Episode], None]) -> float:
+    def correlation(self, learner: OffPolicyLearner, ingest: Callable[[ReplayBuffer, Episode], object]) -> float:
         """Spearman of mean critic value and return over windows of the held-out episodes; NaN where they cannot tell."""
         buffer = self._make()
         for episode in self.episodes:
             ingest(buffer, episode)
         if not buffer.total_starts:
             return float("nan")
-        batch = Batch.from_windows(buffer.sample(WINDOWS, np.random.default_rng(0)), learner.device)
+        batch = learner.batch(buffer.sample(WINDOWS, np.random.default_rng(0)))
         assert batch.episode_return is not None
         assert batch.return_known is not None
         known = batch.return_known.cpu().numpy() > 0

@@ -9,6 +9,8 @@ import torch
 
 from robot_rl import seeding
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
+from robot_rl.learners.config import LearnerConfig
+from robot_rl.learners.facts import learner_facts, own_reward
 from robot_rl.learners.row_class import step_facts
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.pictures import random_shift
@@ -65,10 +67,12 @@ def ingest(
     device: torch.device | str = "cpu",
     failure_reward: float = 0.0,
     shift: int = 0,
+    learner: LearnerConfig | None = None,
 ) -> Ingested:
     """Add an episode to the buffer. The critic learns from what was executed, as the policy would have normalised it.
 
     ``failure_reward``: see :func:`discounted_returns`. ``shift``: pixels by which the pictures of a buffer's further views are moved.
+    ``learner``: whose facts about steps and whose own rewards the buffer is to hold (``takeover_reward``, ``gripper``, ...); None: none.
 
     Raises:
         ValueError: the episode was recorded with other normalisation statistics than the base's.
@@ -85,14 +89,22 @@ def ingest(
 
     chunks = normalized(np.stack([d.chunk for d in episode.decisions])) if episode.decisions else None
     tail = 0.0 if episode.terminated[-1] or not failure_reward else failure_reward / (1.0 - buffer.window.gamma)
-    returns, known = discounted_returns(episode.reward, buffer.window.gamma, tail)
+    own = own_reward(episode, learner, stratum)
+    returns, known = discounted_returns(own.composed(episode.reward), buffer.window.gamma, tail)
+    if own.unlabelled:
+        known[:] = 0.0
+    action = normalized(episode.action)
     extra = {EPISODE_RETURN: returns, RETURN_KNOWN: known}
-    extra |= {name: rows for name, rows in step_facts(episode, stratum).items() if name in buffer.extra_names}
+    facts = step_facts(episode, stratum) | learner_facts(
+        episode, action, learner, buffer.window, base.spec.action.gripper_mask, own, stratum
+    )
+    extra |= {name: rows for name, rows in facts.items() if name in buffer.extra_names}
     conditioning = encode_episode(base, episode, device)
     further = [encode_episode(base, episode, device, shift, view) for view in range(1, buffer.views)]
     number = buffer.add(
-        episode, conditioning, normalized(episode.action), chunks=chunks, stratum=stratum, extra=extra,
+        episode, conditioning, action, chunks=chunks, stratum=stratum, extra=extra,
         views=np.stack(further, axis=1) if further else None,
+        reward_component=own.component, task_reward=own.task, terminated=False if own.unlabelled else None,
     )  # fmt: skip
     return Ingested(number, conditioning)
 

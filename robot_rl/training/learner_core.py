@@ -16,11 +16,11 @@ import torch
 
 from robot_rl import seeding
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
-from robot_rl.learners.config import OffPolicyConfig, WeightedBCConfig
+from robot_rl.learners.config import OffPolicyConfig
+from robot_rl.learners.facts import columns
 from robot_rl.learners.objectives import Metrics
 from robot_rl.learners.off_policy import OffPolicyLearner
 from robot_rl.learners.on_policy import OnPolicyLearner
-from robot_rl.learners.row_class import FACTS
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.windows import WindowConfig, decision_starts
@@ -31,7 +31,7 @@ from robot_rl.training.base_samples import BaseSamples
 from robot_rl.training.build import build_learner
 from robot_rl.training.config import MixtureConfig, PostTrainConfig
 from robot_rl.training.hold_out import HoldOut
-from robot_rl.training.ingest import ingest
+from robot_rl.training.ingest import Ingested, ingest
 from robot_rl.training.rounds import round_data
 from robot_rl.training.run_folder import RunFolder
 from robot_rl.training.scalars import ScalarLog
@@ -123,6 +123,8 @@ class LearnerCore:
         self._metrics: dict[str, list[torch.Tensor]] = {}
         self._helped = False
         self._useless = 0
+        if isinstance(self.learner, OffPolicyLearner):
+            self.learner.know_demonstrations(config.demos.episodes if not demos else len(demos))
         if config.demos.prefill:
             for episode in demos:
                 self.ingest(episode, Stratum.DEMONSTRATION)
@@ -153,11 +155,7 @@ class LearnerCore:
                 self.round.append(episode)
             return
         self._apply_discount()
-        failure = self.config.learner.failure_reward
-        new = ingest(
-            self.buffer, episode, self.base, stratum=stratum, device=self.device, failure_reward=failure,
-            shift=self.config.schedule.random_shift,
-        )  # fmt: skip
+        new = self._take(self.buffer, episode, stratum)
         if self.composer is not None:
             self.composer.begin(episode)
         if self.base_samples is not None:
@@ -167,6 +165,14 @@ class LearnerCore:
         self._helped |= practice and bool((episode.source == Source.HUMAN).any())
         if practice and self.buffer.window.stride == "decision":
             self._watch_starts(episode)
+
+    def _take(self, buffer: ReplayBuffer, episode: Episode, stratum: Stratum | None = None) -> Ingested:
+        """Into this buffer, as this run's learner wants it."""
+        learner = self.config.learner
+        return ingest(
+            buffer, episode, self.base, stratum=stratum, device=self.device, failure_reward=learner.failure_reward,
+            shift=self.config.schedule.random_shift, learner=learner,
+        )  # fmt: skip
 
     def reward(self, event: RewardEvent) -> None:
         """A reward event, at any time. Raises ValueError for one that cannot be about its episode."""
@@ -275,16 +281,10 @@ class LearnerCore:
         assert isinstance(self.learner, OffPolicyLearner)
         schedule, counters = self.config.schedule, self.counters
 
-        def take(buffer: ReplayBuffer, episode: Episode) -> None:
-            ingest(
-                buffer, episode, self.base, device=self.device, failure_reward=self.config.learner.failure_reward,
-                shift=self.config.schedule.random_shift,
-            )  # fmt: skip
-
         while True:
             spent = counters.warm_up_updates - before
             if spent % GATE_BLOCK == 0 or spent >= schedule.warmup_gate_limit:
-                found = hold_out.correlation(self.learner, take)
+                found = hold_out.correlation(self.learner, self._take)
                 self._metrics.setdefault("warmup/rank_correlation", []).append(torch.tensor(found))
                 if found >= schedule.warmup_gate or spent >= schedule.warmup_gate_limit:
                     break
@@ -359,15 +359,19 @@ class LearnerCore:
         self.learner.check_finite()
 
     def _ratios(self) -> dict[Stratum | str, float]:
-        """Shares of the strata. Once a human has stepped in, what humans did is drawn with the demonstrations' share too."""
+        """Shares of the strata. Once a human has stepped in, what humans did is drawn with the demonstrations' share too; so are
+        logs that a learner labels by itself."""
         share = self.config.schedule.demo_share(self.counters.env_steps)
         starts = self.buffer.starts()
-        helped = starts.get(Stratum.INTERVENTION, 0)
-        if not (self._helped and helped):  # demonstrations may be a human's from end to end: they are no interventions
+        beside = {Stratum.INTERVENTION: starts.get(Stratum.INTERVENTION, 0) if self._helped else 0}
+        if "prior" in getattr(getattr(self.config.learner, "optimism", None), "strata", ()):
+            beside[Stratum.PRIOR] = starts.get(Stratum.PRIOR, 0)
+        if not any(beside.values()):  # demonstrations may be a human's from end to end: they are no interventions
             share = share if self.config.demos.prefill else 0.0
             return {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share}
-        part = helped / (helped + starts.get(Stratum.DEMONSTRATION, 0))
-        return {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share * (1.0 - part), Stratum.INTERVENTION: share * part}
+        total = sum(beside.values()) + starts.get(Stratum.DEMONSTRATION, 0)
+        others: dict[Stratum | str, float] = {s: share * n / total for s, n in beside.items() if n}
+        return {Stratum.ONLINE: 1.0 - share, Stratum.DEMONSTRATION: share - sum(others.values()), **others}
 
     # ---- what it tells
 
@@ -423,13 +427,16 @@ def make_buffer(config: PostTrainConfig, base: BasePolicy) -> ReplayBuffer:
     """An empty buffer for what this learner reads of this base's episodes."""
     spec, learner = base.spec, config.learner
     extra = {EPISODE_RETURN: FeatureSpec(()), RETURN_KNOWN: FeatureSpec(())}
-    if isinstance(learner, WeightedBCConfig):
-        extra |= FACTS
+    extra |= columns(learner)
     return ReplayBuffer(
         config.schedule.replay_capacity,
         conditioning_dim=spec.conditioning_dim,
         action_dim=spec.action.dim,
-        window=WindowConfig(spec.n_action_steps, learner.gamma, "decision" if learner.algorithm == "dsrl_sac" else "any"),
+        window=WindowConfig(
+            spec.n_action_steps * getattr(learner, "n_step", 1),
+            learner.gamma,
+            "decision" if learner.algorithm == "dsrl_sac" else "any",
+        ),
         delta_mask=spec.action.delta_mask,
         noise_shape=spec.noise_shape if learner.algorithm == "dsrl_sac" else None,
         chunk_horizon=spec.horizon,

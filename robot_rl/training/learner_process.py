@@ -244,7 +244,7 @@ def _work(config: PostTrainConfig, folder: RunFolder, stop: Callable[[], bool], 
     if config.learner_process.threads:
         set_threads(config.learner_process.threads)
     device = pick_device(config.device)
-    base = load_policy(base_source(folder.base, config.base.path), device)
+    base = load_policy(base_source(folder.base, config.base), device)
     demos = gathered(config.demos, folder) if config.demos.prefill else []
     scalars = ScalarLog(folder, config, job="learner")
     try:

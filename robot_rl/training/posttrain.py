@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from robot_rl.nn.compiled import set_threads
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.behaviour_cloning import clone
 from robot_rl.policies.checkpoint import save_policy
+from robot_rl.policies.compact import CompactPolicy
 from robot_rl.policies.lerobot.loading import is_checkpoint
 from robot_rl.policies.lerobot.options import read_options
 from robot_rl.policies.loading import load_policy, write_reference
@@ -115,8 +117,12 @@ def prepare_base(
     config: PostTrainConfig, spec: EnvSpec, folder: RunFolder, progress: Progress, flag: InterruptFlag, device: str
 ) -> BasePolicy:
     """The frozen base: loaded, left by an earlier attempt, or cloned now (a cloning that was interrupted starts over)."""
-    source = config.base.path
-    if source is None and not (folder.base / "policy.json").exists():
+    path, options, rows = config.base.path, _base_options(config, spec), config.base.replan_every
+    made = (folder.base / "policy.json").exists()
+    if path is not None and rows and not made:
+        changed = replanned(load_policy(path, device, options), rows)
+        save_policy(changed.cpu(), folder.base, extra={"task": spec.env_id, "replanned_from": path.name})
+    elif path is None and not made:
         episodes = _demos(config, spec, folder, progress)
         bc = config.base.bc
         progress.start("behaviour cloning", bc.steps)
@@ -130,20 +136,21 @@ def prepare_base(
             done = step
 
         cloned = clone(episodes, dict(spec.observation_features), spec.action, bc, device=device, progress=report)
+        cloned = replanned(cloned, rows)
         save_policy(cloned.cpu(), folder.base, extra={"task": spec.env_id, "episodes": len(episodes)})
-    options = _base_options(config, spec)
-    policy = load_policy(folder.base if source is None else source, device, options)
+    # What the run cloned or changed itself lies in its own folder, and has no options.
+    policy = load_policy(folder.base, device) if path is None or rows else load_policy(path, device, options)
     for name, feature in policy.spec.observation_features.items():
         if name not in spec.observation_features or spec.observation_features[name].shape != feature.shape:
             raise ValueError(
-                f"base.path={str(source)!r}: the policy reads {name} {feature.shape}; {spec.env_id} has {dict(spec.observation_features)}"
+                f"base.path={str(path)!r}: the policy reads {name} {feature.shape}; {spec.env_id} has {dict(spec.observation_features)}"
             )
     if policy.spec.action.dim != spec.action.dim:
         raise ValueError(
-            f"base.path={str(source)!r}: {policy.spec.action.dim} action dimensions; {spec.env_id} has {spec.action.dim}"
+            f"base.path={str(path)!r}: {policy.spec.action.dim} action dimensions; {spec.env_id} has {spec.action.dim}"
         )
-    if source is not None:  # so that learner, evaluation and robots find the same one
-        write_reference(policy, folder.base, source, options)
+    if path is not None and not rows:  # so that learner, evaluation and robots find the same one
+        write_reference(policy, folder.base, path, options)
     return policy
 
 
@@ -155,7 +162,26 @@ def _base_options(config: PostTrainConfig, spec: EnvSpec) -> dict[str, Any]:
     return options
 
 
-STARTS_AS_BASE = ("residual", "fine_tuned")
+def replanned(policy: BasePolicy, rows: int) -> CompactPolicy:
+    """The policy, asked again after ``rows`` of every chunk; that makes it another base, with another identity.
+
+    Raises:
+        ValueError: more rows than a chunk has, or a policy that is not ours to change.
+    """
+    if not isinstance(policy, CompactPolicy):
+        raise ValueError(
+            f"base.replan_every={rows}: the base is a {type(policy).__name__}, which is asked as often as it was made for; accepted is 0, "
+            "or a compact diffusion or flow policy"
+        )
+    if rows > policy.config.horizon:
+        raise ValueError(f"base.replan_every={rows}: accepted are 0 to {policy.config.horizon}, the rows of a chunk")
+    if rows and rows != policy.config.n_action_steps:
+        policy.config = replace(policy.config, n_action_steps=rows)
+        policy.freeze()
+    return policy
+
+
+STARTS_AS_BASE = ("residual", "fine_tuned", "advantage_conditioned")
 """Heads whose untrained selves are the base, so that measuring them would measure it twice."""
 
 

@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from robot_rl.evaluation.results import append_jsonl, read_jsonl
+
+if TYPE_CHECKING:
+    from robot_rl.training.config import BaseConfig
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "gate.jsonl")
 
@@ -32,9 +35,11 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def base_source(folder: Path, path: Path | None) -> Path:
-    """Where a run's base is: ``base.path``, unless that needs what the run's ``base/`` knows of it (a checkpoint's options)."""
-    if path is None:
+def base_source(folder: Path, base: BaseConfig) -> Path:
+    """Where a run's base is: ``base.path``, unless the run cloned or changed it itself, or it needs what the run's ``base/`` (``folder``)
+    knows of it (a checkpoint's options)."""
+    path = base.path
+    if path is None or base.replan_every:
         return folder
     return folder if not (path / "policy.json").exists() and (folder / "policy.json").exists() else path
 

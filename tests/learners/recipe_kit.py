@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from robot_rl.heads.config import (
     ChunkPolicyConfig,
     CorrectionConfig,
     EditConfig,
+    HybridPolicyConfig,
     LatentNoiseConfig,
     ResidualConfig,
     SelectionConfig,
 )
 from robot_rl.heads.edit import EditHead
+from robot_rl.heads.hybrid import HybridPolicyHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.heads.one_step import OneStepHead
 from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
 from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
@@ -48,6 +52,12 @@ def make_head(algorithm: str, base: Any, settings: OffPolicyConfig, **shape: Any
         head = EditHead(base, EditConfig(**{**wide, "candidates": 3, "edits": 2, **shape}), critic, generator=gen(1))
     elif algorithm == "best_of_n":
         return BestOfNHead(base, SelectionConfig(**{"candidates": 3, **shape}), critic)
+    elif algorithm == "one_step":
+        head = OneStepHead(base, ChunkPolicyConfig(**{"hidden": (16,), **shape}), generator=gen(1))
+    elif algorithm == "hybrid_sac":
+        config = HybridPolicyConfig(**{"hidden": (16,), **shape})
+        head = HybridPolicyHead(base, config, settings.gripper.values, (16,), generator=gen(1))
+        shaken(head.gripper, 6)
     elif algorithm == "chunk_sac":
         head = ChunkPolicyHead(base, ChunkPolicyConfig(**{"hidden": (16,), **shape}), generator=gen(1))
     elif algorithm == "residual_sac":
@@ -95,3 +105,29 @@ def random_batch(base: Any, size: int = 12, seed: int = 0, samples: int = 0) -> 
         base_rows=chunks(),
         next_base_rows=chunks(),
     )
+
+
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """A learner's state, flat."""
+    out: dict[str, Tensor] = {}
+    for k, v in tree.items():
+        out |= flattened(v, f"{prefix}{k}/") if isinstance(v, dict) else {f"{prefix}{k}": v}
+    return out
+
+
+def same_state(a: Any, b: Any) -> None:
+    """Two learners hold the same bits."""
+    one, two = flattened(a.state_dict()), flattened(b.state_dict())
+    assert one.keys() == two.keys()
+    assert [k for k in one if not torch.equal(one[k], two[k])] == []
+
+
+def resumes_exactly(begin: Callable[[], Any], play: Callable[[Any, range], None], updates: int = 6) -> Any:
+    """A learner that is saved half-way and loaded into a fresh one ends like one that was not; gives the one that was not."""
+    straight, first, resumed = begin(), begin(), begin()
+    play(straight, range(updates))
+    play(first, range(updates // 2))
+    resumed.load_state_dict(first.state_dict())
+    play(resumed, range(updates // 2, updates))
+    same_state(straight, resumed)
+    return straight

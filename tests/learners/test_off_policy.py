@@ -351,8 +351,8 @@ def test_row_2_every_field_of_the_configuration_is_read() -> None:
         if algorithm == "residual":
             learner.config = Spy(algorithm=algorithm, offline_critic="calql", conservative=ConservativeConfig(samples=1))  # type: ignore[arg-type]
             learner.update(random_batch(learner.base), offline=True)
-    # gamma and failure_reward belong to the replay windows and their returns, the other two to the course of a run.
-    elsewhere = {"gamma", "failure_reward", "offline_actor", "critic_init"}
+    # The first four belong to the replay windows and their returns, the other two to the course of a run.
+    elsewhere = {"gamma", "failure_reward", "takeover_reward", "task_reward", "offline_actor", "critic_init"}
     assert {f.name for f in fields(OffPolicyConfig)} - read <= elsewhere
     with pytest.raises(TypeError, match="gama"):
         OffPolicyConfig(gama=0.9)  # type: ignore[call-arg]
