@@ -119,7 +119,8 @@ def test_learner_side_nodes_on_a_real_graph(tmp_path):
         assert (closed.episode_id, closed.complete_through_step) == ("e1", 20)
         with EpisodeStore.open(tmp_path / "store") as store:
             events = store.rewards("e1")
-            assert [(e.source, e.step, e.value) for e in events] == [("env", 12, 1.0), ("label", 12, 1.0)]
+            assert [(e.source, e.step, e.value) for e in events if e.valid] == [("env", 12, 1.0), ("label", 12, 1.0)]
+            assert [(e.source, e.step, e.reason) for e in events if not e.valid] == [("env.closed", 20, "closed")]
             assert store.meta("e1").success is True
         assert probe.call(Trigger, f"/{SPACE}/reward_node/score_last", Trigger.Request()).success
 
