@@ -281,6 +281,8 @@ class ProcessHost(VersionChoice):
         with self._news:
             self.ready, self._pause = True, RESTART_S[0]
             self._news.notify_all()
+        if not first:
+            self._log("the inference process is back")
         if self._notices:
             self._tell(child)
 

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import hmac
 import http.client
-import ipaddress
 import json
 import logging
 import os
 import random
 import re
-import stat
 import tempfile
 import threading
 import time
@@ -32,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from robot_rl import tokens
 from robot_rl.runtime.weights import MANIFEST, MAX_MANIFEST_BYTES, WEIGHTS, Manifest, VerificationError, WeightChannel
 
 if TYPE_CHECKING:
@@ -52,33 +51,8 @@ class TransferError(OSError):
 
 
 def read_token(environment: Mapping[str, str] | None = None, token_file: str | Path | None = None) -> str | None:
-    """The bearer token from a file that only its owner can read, or else from ``ROBOT_RL_WEIGHTS_TOKEN``.
-
-    Raises:
-        PermissionError: the file can be read by others.
-        ValueError: the token is shorter than 16 characters or not printable ASCII.
-    """
-    if token_file:
-        path = Path(token_file)
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise PermissionError(f"token file {path} can be read by others: chmod 600 it")
-        token: str | None = path.read_text().strip()
-        origin = f"token file {path}"
-    else:
-        token = (os.environ if environment is None else environment).get(TOKEN_VARIABLE) or None
-        origin = f"environment variable {TOKEN_VARIABLE}"
-    if token is not None and (len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token):
-        raise ValueError(f"{origin}: accepted are at least 16 printable ASCII characters without spaces")
-    return token
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    """The learner's token, see :func:`robot_rl.tokens.read_token`."""
+    return tokens.read_token(TOKEN_VARIABLE, token_file, environment)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -263,7 +237,7 @@ class WeightServer:
         inbox: EpisodeInbox | None = None,
     ) -> None:
         token = read_token() if token is None else read_token({TOKEN_VARIABLE: token})
-        if token is None and not _is_loopback(host):
+        if token is None and not tokens.is_loopback(host):
             raise ValueError(
                 f"host={host!r} is reachable from other machines: accepted is loopback, or a token in {TOKEN_VARIABLE}"
             )

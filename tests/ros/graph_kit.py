@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,25 @@ class Probe:
     def until(
         self, condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S, also: Callable[[], Any] = lambda: None
     ) -> Any:
+        """Listen until the condition holds; one that looks at a message nobody has sent yet does not hold."""
         end = time.monotonic() + patience_s
         while time.monotonic() < end:
-            if found := condition():
-                return found
+            with suppress(IndexError):
+                if found := condition():
+                    return found
             self.executor.spin_once(timeout_sec=0.05)
             also()
-        raise AssertionError(f"{what}: not within {patience_s:.0f} s")
+        raise AssertionError(f"{what}: not within {patience_s:.0f} s; {self._last_words()}")
+
+    def _last_words(self) -> str:
+        """What each topic said last, for whoever reads why a test waited in vain."""
+        words = {}
+        for topic, messages in self.heard.items():
+            last = messages[-1] if messages else None
+            statuses = getattr(last, "status", ())
+            said = "; ".join(f"{s.name}: {s.message}" for s in statuses) or getattr(last, "frame_id", "")
+            words[topic] = f"{len(messages)} messages" + (f", the last one {said!r}" if said else "")
+        return f"heard: {words}"
 
     def call(self, kind: type, service: str, request: Any, patience_s: float = PATIENCE_S) -> Any:
         client = self.node.create_client(kind, service)

@@ -60,6 +60,7 @@ def test_cameras_and_inference_live_in_a_child_and_come_back_after_kill_9(tmp_pa
         beats = probe.listen(Header, topic("policy_node/heartbeat"), qos.LATEST)
         probe.listen(DiagnosticArray, topic("episode_status"), qos.STATE)
         probe.listen(DiagnosticArray, topic("guard_node/state"), qos.STATE)
+        probe.listen(DiagnosticArray, "/diagnostics", qos.DIAG)
         cameras = [probe.node.create_publisher(Image, topic(c), qos.SENSOR) for c in CAMERAS]
         frames = np.random.default_rng(0).integers(0, 256, (2, 480, 640, 3), np.uint8)
         pictures = [Image(height=480, width=640, encoding="rgb8", step=1920, data=array("B", f.tobytes())) for f in frames]

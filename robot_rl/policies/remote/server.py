@@ -18,7 +18,8 @@ from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.remote.batching import Batcher
 from robot_rl.policies.remote.errors import MessageError
 from robot_rl.policies.remote.messages import PROTOCOL, pack, receive
-from robot_rl.policies.remote.words import TOKEN_VARIABLE, ActionMap, is_loopback, spec_to_json
+from robot_rl.policies.remote.words import TOKEN_VARIABLE, ActionMap, spec_to_json
+from robot_rl.tokens import is_loopback
 
 logger = logging.getLogger(__name__)
 

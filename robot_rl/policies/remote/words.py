@@ -1,10 +1,7 @@
-"""A policy's description on the wire, and what both ends agree on about addresses and tokens."""
+"""A policy's description on the wire, and which token both ends agree on."""
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from robot_rl import tokens
 from robot_rl.policies.base import BasePolicy, PolicySpec
 from robot_rl.types import ActionSpec, FeatureSpec
 
@@ -62,29 +60,5 @@ class ActionMap:
 
 
 def read_token(token_file: str | Path | None = None) -> str | None:
-    """From a file that only its owner can read, or else from ``ROBOT_RL_POLICY_TOKEN``.
-
-    Raises:
-        PermissionError: others can read the file. ValueError: it is too short or not printable ASCII.
-    """
-    if token_file:
-        path = Path(token_file).expanduser()
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise PermissionError(f"token file {path} can be read by others: chmod 600 it")
-        token, origin = path.read_text(encoding="utf-8").strip(), f"token file {path}"
-    else:
-        token, origin = os.environ.get(TOKEN_VARIABLE, ""), f"environment variable {TOKEN_VARIABLE}"
-        if not token:
-            return None
-    if len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token:
-        raise ValueError(f"{origin}: accepted are at least 16 printable ASCII characters without spaces")
-    return token
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    """The policy server's token, see :func:`robot_rl.tokens.read_token`."""
+    return tokens.read_token(TOKEN_VARIABLE, token_file)
