@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -156,6 +157,7 @@ def main() -> int:
     numbers = [int(n) for n in given.faults.replace(",", " ").split()]
     if unknown := [n for n in numbers if n not in FAULTS]:
         parser.error(f"--faults {unknown}: accepted are {', '.join(map(str, FAULTS))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # sessions end with us
     began, load = time.monotonic(), os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="ros_faults_") as temporary:
         harness = Harness(given.folder or Path(temporary), given.seed, given.verbose, given.rate)

@@ -19,6 +19,9 @@ from robot_rl.ros import conversion, qos
 from robot_rl.ros.conversion import JointReader
 from robot_rl.wire import WireError
 
+FARTHEST = 1e3
+"""Metres, radians, newton metres: what is farther than this is no command that anybody gave."""
+
 
 class MissingMessagePackage(ImportError):
     """A configured adapter needs a message package that is not installed here."""
@@ -58,6 +61,19 @@ class Hop:
         if message.header.frame_id != self.frame:
             raise WireError(f"frame {message.header.frame_id!r}; accepted is {self.frame!r}")
         return (conversion.pose_vector if self.type is PoseStamped else conversion.twist_vector)(message), stamp
+
+    def read_plausible(self, message: Any) -> tuple[np.ndarray, int]:
+        """As :meth:`read`, for what no guard stands before: numbers that no arm reaches would go into references and recordings.
+
+        Raises:
+            WireError: also for values that are not finite or beyond :data:`FARTHEST`.
+        """
+        vector, stamp = self.read(message)
+        if not np.all(np.abs(vector) <= FARTHEST):  # written so that NaN fails
+            raise WireError(f"{vector.tolist()}; accepted are numbers up to {FARTHEST:g} (m, rad, N m)")
+        if self.type is PoseStamped and abs(float(np.linalg.norm(vector[3:])) - 1.0) > 1e-2:
+            raise WireError(f"orientation {vector[3:].tolist()}; accepted are quaternions of length 1")
+        return vector, stamp
 
 
 # ---- to controllers

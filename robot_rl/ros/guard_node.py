@@ -169,8 +169,8 @@ class GuardNode(PlainNode):
         self.listen(DiagnosticArray, names.EPISODE_STATUS, self._on_episode, qos.STATE)
         self.listen(Bool, names.ESTOP, self._on_estop_topic, qos.STATE)
         feedback = self.robot.feedback
-        for topic in self.robot.joint_topics:
-            self.listen(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
+        for rank, topic in enumerate(self.robot.joint_topics):
+            self.listen(JointState, topic, partial(self._on_joints, topic, rank), qos.SENSOR)
         if feedback.tool_pose:
             self.listen(PoseStamped, feedback.tool_pose, self._on_pose, qos.SENSOR)
         if feedback.wrench and self.robot.limits.wrench is not None:
@@ -202,9 +202,9 @@ class GuardNode(PlainNode):
         if self._awake():
             self._send(self.guard.on_heartbeat(message.frame_id, self.clock_ns()))
 
-    def _on_joints(self, topic: str, message: JointState) -> None:
+    def _on_joints(self, topic: str, rank: int, message: JointState) -> None:
         if self._awake() and self._news(topic, message):
-            self.guard.on_joint_states(dict(zip(message.name, message.position, strict=True)), self.clock_ns())
+            self.guard.on_joint_states(dict(zip(message.name, message.position, strict=True)), self.clock_ns(), rank)
 
     def _on_pose(self, message: PoseStamped) -> None:
         frame = message.header.frame_id

@@ -195,7 +195,7 @@ class PolicyNode(ManagedNode):
 
     def _on_executed(self, channel: str, message: Any) -> None:
         if self.session is not None:
-            self.session.on_executed(channel, *self.session.hops[channel].read(message))
+            self.session.on_executed(channel, *self.session.hops[channel].read_plausible(message))
 
     def _on_guard_state(self, message: DiagnosticArray) -> None:
         for state in conversion.read_records(message, GuardState):
@@ -217,7 +217,7 @@ class PolicyNode(ManagedNode):
 
     def _on_operator_action(self, channel: str, message: Any) -> None:
         if self.session is not None:
-            self.session.on_operator_action(channel, *self.session.hops[channel].read(message))
+            self.session.on_operator_action(channel, *self.session.hops[channel].read_plausible(message))
 
     def _on_weights(self, message: DiagnosticArray) -> None:
         if self.session is not None and self.session.host is not None:

@@ -262,6 +262,7 @@ class SimNode(PlainNode):
 
     def _render(self) -> None:
         frozen: dict[str, np.ndarray] = {}
+        sizes = {camera: source.size for camera, (source, *_) in self._cameras.items()}
         period = 1.0 / self.parameters["image_hz"]
         deadline = time.monotonic()
         while not self._stop.wait(max(deadline - time.monotonic(), 0.0)):
@@ -272,11 +273,12 @@ class SimNode(PlainNode):
             if self._paused:
                 continue
             fault = self.parameters["fault"]
+            with self._lock:
+                stamp = self._stamp()
+                draw = self.sim.see(sizes)
             for camera, (source, raw, packed, info) in self._cameras.items():
                 height, width = source.size
-                with self._lock:
-                    stamp = self._stamp()
-                    picture = self.sim.env.render(camera, width, height)
+                picture = draw(camera)
                 if _fault(fault, "freeze", camera):
                     picture = frozen.setdefault(camera, picture)
                 else:

@@ -11,6 +11,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from std_msgs.msg import Bool, Float64, Float64MultiArray
 from robot_rl.robots import rotations as rot
 from robot_rl.robots.channels import Channel, channels_of
 from robot_rl.robots.description import ImageSource, Qos, RobotDescription, StateSource
+from robot_rl.robots.measured import MeasuredJoints
 from robot_rl.ros import conversion, qos
 from robot_rl.types import Observation
 from robot_rl.wire import WireError
@@ -364,34 +366,29 @@ class Feedback:
 
     def __init__(self, node: Any, robot: RobotDescription, clock: Callable[[], int]) -> None:
         self._node, self._clock = node, clock
-        self.joints: dict[str, tuple[float, int]] = {}  # of the commands' joints, whoever else is on the topic
-        self._wanted = frozenset(name for channel in channels_of(robot) for name in channel.command.names)
+        self.joints = MeasuredJoints({name for channel in channels_of(robot) for name in channel.command.names})
         self.pose: tuple[np.ndarray, int] | None = None
         self.subscriptions = []
-        for topic in robot.joint_topics:
-            self.subscriptions.append(node.listen(JointState, topic, self._on_joints, qos.SENSOR))
+        for rank, topic in enumerate(robot.joint_topics):
+            self.subscriptions.append(node.listen(JointState, topic, partial(self._on_joints, rank), qos.SENSOR))
         if robot.feedback.tool_pose:
             self.subscriptions.append(node.listen(PoseStamped, robot.feedback.tool_pose, self._on_pose, qos.SENSOR))
 
-    def _on_joints(self, message: JointState) -> None:
-        now = self._clock()
-        self.joints = self.joints | {
-            n: (p, now) for n, p in zip(message.name, message.position, strict=True) if n in self._wanted
-        }
+    def _on_joints(self, rank: int, message: JointState) -> None:
+        self.joints.update(dict(zip(message.name, message.position, strict=True)), self._clock(), rank)
 
     def _on_pose(self, message: PoseStamped) -> None:
-        self.pose = (conversion.pose_vector(message), self._clock())
+        vector = conversion.pose_vector(message)
+        if not np.isfinite(vector).all():
+            raise WireError(f"tool pose {vector.tolist()}; accepted are finite numbers")
+        self.pose = (vector, self._clock())
 
     def measured(self, channel: Channel, max_age_s: float = 0.25) -> np.ndarray | None:
         """Where a channel is, as a channel vector; None where that is unknown or older than ``max_age_s``."""
         oldest = self._clock() - int(max_age_s * 1e9)
         if channel.command.is_cartesian:
             return None if self.pose is None or self.pose[1] < oldest else self.pose[0]
-        joints = self.joints
-        found = [joints.get(j) for j in channel.command.names]
-        if any(f is None or f[1] < oldest for f in found):
-            return None
-        return np.array([f[0] for f in found if f is not None])
+        return self.joints.vector(channel.command.names, oldest)
 
     def close(self) -> None:
         for subscription in self.subscriptions:

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 
 import numpy as np
 
 from robot_rl.robots.channels import ZERO_WHEN_HELD, channels_of
 from robot_rl.robots.description import RobotDescription
+from robot_rl.robots.measured import MeasuredJoints
 from robot_rl.runtime.channel_guard import ChannelGuard, TwistGuard, Verdict, guard_for
 from robot_rl.runtime.safety import default_watchdog_s
 from robot_rl.types import SafetyFlag
@@ -91,8 +91,7 @@ class Guard:
         self.counters: Counter[str] = Counter()
         self.events: deque[RuleEvent] = deque(maxlen=256)
         self.heartbeat, self._heartbeat_ns = "", -(10**18)
-        self._known = {j for c in self.channels.values() for j in c.command.names}
-        self._joints: dict[str, tuple[float, int]] = {}
+        self.joints = MeasuredJoints({j for c in self.channels.values() for j in c.command.names})
         self._pose: tuple[np.ndarray, int] | None = None
         self._force = (np.zeros(6), -(10**18), 0)
         self._operator = (False, False, -(10**18))  # engaged, dead-man, when
@@ -135,10 +134,7 @@ class Guard:
             if self._pose is None or now_ns - self._pose[1] > limit:
                 return None
             return self._pose[0]
-        found = [self._joints.get(j) for j in c.command.names]
-        if any(f is None or now_ns - f[1] > limit for f in found):
-            return None
-        return np.array([f[0] for f in found if f is not None])
+        return self.joints.vector(c.command.names, int(now_ns - limit))
 
     def _unknown_state(self, now_ns: int) -> str:
         """Which measured state is missing or too old; empty when all is fresh."""
@@ -151,10 +147,9 @@ class Guard:
 
     # ---- measured state, people, heartbeats
 
-    def on_joint_states(self, positions: Mapping[str, float], now_ns: int) -> None:
-        for name, value in positions.items():
-            if isfinite(value) and name in self._known:  # anybody may say anything on a topic; memory stays bounded
-                self._joints[name] = (value, now_ns)
+    def on_joint_states(self, positions: Mapping[str, float], now_ns: int, rank: int = 0) -> None:
+        """``rank``: the topic's place among the robot's ``joint_topics``."""
+        self.joints.update(positions, now_ns, rank)
 
     def on_tool_pose(self, pose: np.ndarray, now_ns: int) -> None:
         if np.isfinite(pose).all():
@@ -257,7 +252,7 @@ class Guard:
         """What was received belongs to another time (the clock jumped, or this process did not run for a while): hold, and go
         on from fresh state and fresh commands only."""
         out = self._hold(rule, why, now_ns) if self._moving else []
-        self._joints.clear()
+        self.joints.forget()
         self._stamps.clear()
         self._open.clear()
         self._disorder.clear()
@@ -542,7 +537,7 @@ class Guard:
                 continue
             for joint in c.command.names:
                 low, high = self.robot.limits.joints[joint].position
-                value = self._joints[joint][0]
+                value = self.joints.position(joint)
                 if not low - 1e-3 <= value <= high + 1e-3:
                     out.append(f"{joint} is at {value:.3f}, outside its limits [{low:g}, {high:g}]")
         return out

@@ -6,7 +6,7 @@ any other environment advances by whole control steps, with the action rebuilt f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,6 +76,13 @@ class SimulatedRobot(Protocol):
         """Named values of ``observation.state`` as of the last control step."""
         ...
 
+    def see(self, cameras: Mapping[str, tuple[int, int]]) -> Callable[[str], np.ndarray]:
+        """All cameras (name to (height, width)) at this instant; the physics stand still during the call.
+
+        What it returns makes the (height, width, 3) uint8 RGB picture of a camera, while the physics may go on. Called by one thread.
+        """
+        ...
+
     def close(self) -> None: ...
 
 
@@ -108,6 +115,7 @@ class TabletopRobot:
         self._new: dict[str, np.ndarray] = {}
         self._twist = np.zeros(6)
         self._names = _names(env)
+        self._seen: Any = None
         self.reset(0)
 
     def reset(self, seed: int) -> None:
@@ -182,6 +190,11 @@ class TabletopRobot:
     def estimate(self) -> dict[str, float]:
         return dict(zip(self._names, map(float, self._observed[OBSERVATION_STATE]), strict=True))
 
+    def see(self, cameras: Mapping[str, tuple[int, int]]) -> Callable[[str], np.ndarray]:
+        # A copy takes microseconds, a picture in software tens of milliseconds: drivers of the arm do not wait for cameras.
+        seen = self._seen = self.env.snapshot(self._seen)
+        return lambda camera: self.env.picture(camera, cameras[camera][1], cameras[camera][0], seen)
+
     def close(self) -> None:
         self.env.close()
 
@@ -249,6 +262,10 @@ class SteppedRobot:
     def estimate(self) -> dict[str, float]:
         state = self._observed.get(OBSERVATION_STATE)
         return {} if state is None else dict(zip(self._names, map(float, np.ravel(state)), strict=True))
+
+    def see(self, cameras: Mapping[str, tuple[int, int]]) -> Callable[[str], np.ndarray]:
+        """These environments draw nothing but their present: the physics wait for the pictures."""
+        return {c: self.env.render(c, width, height) for c, (height, width) in cameras.items()}.__getitem__
 
     def close(self) -> None:
         self.env.close()

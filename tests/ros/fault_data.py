@@ -15,13 +15,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import fault_net as net
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from fault_garbage import flood
 from fault_kit import RECOVER_S, TOKEN, Bench, Run
 from fault_motion import HOLD_MS
 from rosgraph_msgs.msg import Clock
 
 from robot_rl.replay import EpisodeStore
-from robot_rl.ros import qos
+from robot_rl.ros import names, qos
 from robot_rl.ros.conversion import to_stamp
 from robot_rl.runtime.weights import WEIGHTS, Manifest, WeightChannel, read_header
 from robot_rl.training.learner_status import read_status
@@ -81,13 +82,13 @@ def bad_weights(b: Bench, i: int) -> Run:
     b.set_bool("learner_node/pause", True)
     b.await_motion()
     tensors, base = _head(b, 100 + i)
-    name = b.rng.choice(sorted(k for k, v in tensors.items() if v.is_floating_point() and v.ndim == 2))
+    name = b.rng.choice(sorted(k for k, v in tensors.items() if v.is_floating_point() and v.ndim >= 2))
     if kind == "NaN":
         tensors[name].view(-1)[b.rng.randrange(tensors[name].numel())] = float("nan")
     elif kind == "exploding":
         tensors = {k: v * 1e30 + 1e30 if v.is_floating_point() else v for k, v in tensors.items()}
     else:
-        tensors[name] = tensors[name][:, :-1].clone()
+        tensors[name] = tensors[name][..., :-1].clone()
     time.sleep(1.1)
     acting, refused = _acting(b)
     t0 = time.time_ns()
@@ -229,6 +230,20 @@ def partition(b: Bench, i: int) -> Run:
 # ---- 11: a peer of another time
 
 
+def _reward_of_schema(b: Bench, schema: int) -> None:
+    """A source of another time that understands nothing says nothing; one that does speak says it so."""
+    publisher = b.watch.node.create_publisher(DiagnosticArray, f"{b.watch.prefix}/{names.REWARD_EVENTS}", qos.EVENT)
+    b.watch.until(publisher.get_subscription_count, 5.0)
+    values = [
+        KeyValue(key="schema", value=str(schema)),
+        KeyValue(key="event_id", value="0" * 26),
+        KeyValue(key="value", value="1.0"),
+    ]
+    publisher.publish(DiagnosticArray(status=[DiagnosticStatus(name="reward/old", message="nobody", values=values)]))
+    time.sleep(0.5)
+    b.watch.node.destroy_publisher(publisher)
+
+
 def other_schema(b: Bench, i: int) -> Run:
     what, schema = ("reward_node", "learner_node")[i // 2 % 2], (0, 2)[i % 2]
     run = Run(f"{what} speaks schema {schema}")
@@ -237,6 +252,8 @@ def other_schema(b: Bench, i: int) -> Run:
     t0 = net.send(b.pid(what), signal.SIGKILL)
     try:
         text = f"schema {schema}"
+        if what == "reward_node":
+            _reward_of_schema(b, schema)
         run.check(
             b.watch.until(lambda: b.watch.says("policy_node", text, t0), 90.0, 0.1),
             "the policy's diagnostics do not name the schema",

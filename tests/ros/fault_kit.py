@@ -271,11 +271,13 @@ class Bench:
         return self.supervisor.processes[f"/{name}"].pid
 
     def set_parameter(self, node: str, name: str, value: str) -> int:
-        """Set a string parameter; the wall clock (ns) right before."""
+        """Set a string parameter; the wall clock (ns) right before. Raises RuntimeError where it is refused."""
         asked = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
         request = SetParameters.Request(parameters=[Parameter(name=name, value=asked)])
         now = time.time_ns()
-        self.watch.call(SetParameters, f"{node}/set_parameters", request)
+        [result] = self.watch.call(SetParameters, f"{node}/set_parameters", request).results
+        if not result.successful:
+            raise RuntimeError(f"{node}: {name}={value!r} is refused: {result.reason}")
         return now
 
     def trigger(self, service: str) -> bool:

@@ -121,6 +121,22 @@ def test_a_frame_that_is_not_the_robots_is_refused():
         hop.read(message)
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e12])
+def test_numbers_that_nobody_commands_are_refused_where_no_guard_looks(bad):
+    robot = load_robot("sim_arm")
+    arm, gripper = (Hop(c, robot) for c in robot.commands)
+    good = np.array([0.1, 0, 0.2, 0, 0, 0, 1])
+    vector, stamp = arm.read_plausible(arm.message(good, 5))
+    assert np.array_equal(vector, good)
+    assert stamp == 5
+    with pytest.raises(WireError, match="accepted are numbers up to 1000"):
+        arm.read_plausible(arm.message(np.array([bad, 0, 0, 0, 0, 0, 1]), 1))
+    with pytest.raises(WireError, match="accepted are numbers up to 1000"):
+        gripper.read_plausible(gripper.message(np.array([bad]), 1))
+    with pytest.raises(WireError, match="quaternions of length 1"):
+        arm.read_plausible(arm.message(np.zeros(7), 1))
+
+
 def test_a_gripper_action_without_its_package_names_the_remedy(node):
     pytest.importorskip("rclpy")
     try:

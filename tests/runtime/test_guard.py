@@ -391,7 +391,17 @@ def test_after_a_jump_of_the_clock_nothing_old_counts():
 def test_only_joints_of_the_description_are_remembered():
     rig = Rig().armed()
     rig.guard.on_joint_states({f"j{i}": 0.0 for i in range(1000)}, rig.now)
-    assert set(rig.guard._joints) == {n for c in rig.robot.commands for n in c.names}
+    assert set(rig.guard.joints._last) == {n for c in rig.robot.commands for n in c.names}
+
+
+def test_a_topic_that_repeats_a_joint_does_not_hide_that_its_driver_died():
+    rig = Rig().armed()
+    assert rig.guard.measured("arm", rig.now) is not None
+    rig.now += 200 * MS
+    rig.guard.on_joint_states(rig.joints, rig.now, rank=1)
+    assert rig.guard.measured("arm", rig.now) is None
+    rig.guard.on_joint_states(rig.joints, rig.now)
+    assert rig.guard.measured("arm", rig.now) is not None
 
 
 def test_it_does_not_arm_itself_against_the_start_checks():

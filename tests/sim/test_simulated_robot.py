@@ -54,3 +54,22 @@ def test_joint_commands_move_the_joints_and_the_gripper():
 def test_a_description_for_another_robot_is_refused():
     with pytest.raises(ValueError, match="shoulder_pan"):
         make_robot("tabletop/Lift", load_robot("so101"))
+
+
+def test_a_picture_shows_the_instant_it_was_taken_at_as_observations_do():
+    cameras = {"front": (84, 84), "wrist": (84, 84)}
+    robot = make_robot("tabletop/Lift", load_robot("sim_arm"))
+    filmed = make_env("tabletop/Lift", cameras=["front", "wrist"], image_size=(84, 84))
+    robot.reset(3)
+    observation, _ = filmed.reset(seed=3)
+    draw = robot.see(cameras)
+    for _ in range(20):
+        robot.advance()
+    robot.command("arm", np.array([0.1, 0.1, 0.2, 0, 0, 0, 1.0]))
+    for _ in range(20):
+        robot.advance()
+    for camera in cameras:
+        assert np.array_equal(draw(camera), observation[f"observation.images.{camera}"])
+    assert not np.array_equal(robot.see(cameras)("front"), observation["observation.images.front"])
+    robot.close()
+    filmed.close()

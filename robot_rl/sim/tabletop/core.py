@@ -196,7 +196,7 @@ class TabletopEnv:
         camera = camera or "front"
         if camera not in self._camera_ids:
             raise ValueError(f"camera={camera!r}: accepted are {', '.join(CAMERAS)}")
-        return self._draw(camera, width, height, fine=True)
+        return self.picture(camera, width, height, self.data, fine=True)
 
     def get_state(self) -> TabletopState:
         physics = np.empty(self._state_size)
@@ -322,14 +322,21 @@ class TabletopEnv:
         observation: Observation = {OBSERVATION_STATE: out[: self._told].astype(np.float32)}
         height, width = self._image_size
         for camera in self._cameras:
-            observation[OBSERVATION_IMAGES + camera] = self._draw(camera, width, height, fine=False)
+            observation[OBSERVATION_IMAGES + camera] = self.picture(camera, width, height, self.data)
         return observation
 
-    def _draw(self, camera: str, width: int, height: int, *, fine: bool) -> np.ndarray:
+    def snapshot(self, into: mujoco.MjData | None = None) -> mujoco.MjData:
+        """A copy of the physics state, to be drawn while the physics go on. ``into``: an earlier copy to use again."""
+        copy = mujoco.MjData(self.model) if into is None else into
+        mujoco.mj_copyData(copy, self.model, self.data)
+        return copy
+
+    def picture(self, camera: str, width: int, height: int, data: mujoco.MjData, *, fine: bool = False) -> np.ndarray:
+        """(height, width, 3) uint8 of a snapshot, as cameras in observations show it. Any thread may call it."""
         from robot_rl.sim.tabletop.rendering import draw
 
-        mujoco.mj_camlight(self.model, self.data)  # mj_kinematics leaves cameras where the previous sub-step had them
-        return draw(self.model, self.data, self._camera_ids[camera], width, height, fine=fine)
+        mujoco.mj_camlight(self.model, data)  # mj_kinematics leaves cameras where the previous sub-step had them
+        return draw(self.model, data, self._camera_ids[camera], width, height, fine=fine)
 
 
 def body_yaw(rotation: np.ndarray) -> float:
