@@ -35,7 +35,7 @@ def targets(watch: Watch) -> list[tuple[str, str]]:
     own = {c.topic for c in watch.robot.commands}
     found = []
     for name, types in watch.node.get_topic_names_and_types():
-        if any(word in name for word in SKIP) or name.rsplit(watch.prefix + "/", 1)[-1] in own:
+        if any(word in name for word in SKIP) or name.removeprefix(watch.prefix + "/") in own:
             continue
         if any(i.node_name != "fault_watch" for i in watch.node.get_subscriptions_info_by_topic(name)):
             found.append((name, types[0]))
@@ -84,9 +84,11 @@ def odd(kind: Any, rng: random.Random) -> Any:
         name = rng.choice(
             ["episode", "guard", "reward/env", "weights/promoted", "operator/joy", "guard/x", "x" * 3000, "session", "task/x"]
         )
+        # Too many statuses, values or characters, and never all of it: what arrives is whole in memory before anybody can look.
+        n_statuses, n_values = rng.choice([(1, 0), (1, 200), (3, 3), (300, 3)])
         values = [KeyValue(key=rng.choice(["schema", "step", "value", "k" * 300]), value=rng.choice(["1", "2", "-1", "1e999", "x" * 9000]))
-                  for _ in range(rng.choice([0, 3, 200]))]  # fmt: skip
-        statuses = [DiagnosticStatus(name=f"{name}", message="m", values=values, level=b"\x02")] * rng.choice([1, 3, 300])
+                  for _ in range(n_values)]  # fmt: skip
+        statuses = [DiagnosticStatus(name=f"{name}", message="m", values=values, level=b"\x02")] * n_statuses
         return DiagnosticArray(status=statuses)
     if kind is Header:
         return Header(stamp=stamp, frame_id=rng.choice(["", "policies", "z" * 10_000]))

@@ -39,7 +39,7 @@ PARAMETERS = """
 /**/policy_node:
   ros__parameters: {configure_timeout_s: 300.0, warmup_forwards: 1}
 /**/monitor_node:
-  ros__parameters: {configure_timeout_s: 300.0, silence_s: 30.0}
+  ros__parameters: {configure_timeout_s: 300.0, silence_s: 30.0, max_restarts: 100}
 /**/learner_node:
   ros__parameters: {publish_period_s: 5.0, checkpoint_period_s: 15.0, min_free_gb: 0.1}
 """
@@ -94,6 +94,8 @@ class Processes(Supervisor):
 
     def _watch(self) -> None:
         while not self._over.wait(0.05):
+            for p in self.processes.values():
+                p.crashes.clear()  # we kill more often than any process fails: the limit of restarts has tests of its own
             self.look()
 
     def _launch(self, spec: NodeSpec) -> Any:
