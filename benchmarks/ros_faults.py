@@ -12,7 +12,9 @@ Network namespaces (fault 10) and a small disk (fault 9) need root or CAP_SYS_AD
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import multiprocessing
 import os
 import platform
 import signal
@@ -21,6 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +136,34 @@ class Harness:
         if lost:
             self.say(f"fault {number}: lost {lost[:5]}")
 
+    def add(self, other: Harness) -> None:
+        """What another process found."""
+        self.sessions = other.sessions
+        self.skipped |= other.skipped
+        for number in other.runs:
+            self.runs[number] += other.runs[number]
+            self.above[number] += other.above[number]
+            self.lost[number] += other.lost[number]
+            self.checked[number] += other.checked[number]
+
     def say(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def run_kind(
+    kind: str, work: list[tuple[int, int, int]], folder: Path, seed: int, verbose: bool, rate: float, before: int
+) -> Harness:
+    """All of one kind of session; ``work``: (fault, its part, how many times). In a process of its own: the middleware keeps what it
+    knows of networks for as long as a process lives, and a session may change this process' network.
+    """
+    from faults import FAULTS
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: sessions end with whoever asked for them
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    harness = Harness(folder, seed, verbose, rate)
+    harness.sessions = before
+    harness.session(kind, [(number, FAULTS[number].parts[part][1], times) for number, part, times in work])
+    return harness
 
 
 def main() -> int:
@@ -157,7 +186,6 @@ def main() -> int:
     numbers = [int(n) for n in given.faults.replace(",", " ").split()]
     if unknown := [n for n in numbers if n not in FAULTS]:
         parser.error(f"--faults {unknown}: accepted are {', '.join(map(str, FAULTS))}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # sessions end with us
     began, load = time.monotonic(), os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="ros_faults_") as temporary:
         harness = Harness(given.folder or Path(temporary), given.seed, given.verbose, given.rate)
@@ -165,12 +193,13 @@ def main() -> int:
             work = []
             for number in numbers:
                 parts = FAULTS[number].parts
-                for place, (where, inject) in enumerate(parts):
+                for place, (where, _) in enumerate(parts):
                     times = len(range(place, given.times, len(parts)))
                     if where == kind and times:
-                        work.append((number, inject, times))
+                        work.append((number, place, times))
             if work:
-                harness.session(kind, work)
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    harness.add(pool.submit(run_kind, kind, work, harness.folder, given.seed, given.verbose, given.rate, harness.sessions).result())  # fmt: skip
     results = []
     for number in numbers:
         found = summary(

@@ -78,6 +78,11 @@ class Playout:
         """When the tick that is being prepared is due (steady seconds)."""
         return self._deadline
 
+    @property
+    def realigning(self) -> bool:
+        """Deadlines are about to move: the next tick but one would come late after what is done in the next one."""
+        return self._realign is not None
+
     def realign(self, at: float) -> None:
         """Let deadlines fall on ``at`` (steady seconds) and whole periods before and after it; the next one comes up to a period later."""
         self._realign = at

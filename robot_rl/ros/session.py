@@ -394,8 +394,12 @@ class Session:
 
     def prepare(self) -> None:
         """A little before a command is due: the control step that it comes from."""
-        if self._part == 0 and not self._prepared and time.monotonic() >= self._starts_at:
+        if self._part == 0 and not self._prepared and self._may_start():
             self._prepared = self._control()
+
+    def _may_start(self) -> bool:
+        """False while an episode that has begun waits for its first control step."""
+        return time.monotonic() >= self._starts_at and not (self._playout is not None and self._playout.realigning)
 
     def tick(self) -> None:
         """One command period."""

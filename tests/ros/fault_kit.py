@@ -28,6 +28,7 @@ from robot_rl.ros.graph import NodeSpec, graph
 from robot_rl.ros.starting import Supervisor
 
 START_S, RECOVER_S = 400.0, 120.0
+SAID_AFTER_NS = 5_000_000
 RECIPE = """
 extends: {quickstart}
 demos: {{prefill: false}}
@@ -327,7 +328,8 @@ class Bench:
             return
         time.sleep(0.3)
         again = self.watch.first_guard(found.sent_ns, "ok", "clamp")
-        self._still(run, since_ns, None if again is None else again.sent_ns - 1, bar_ms)
+        # A guard sends the first command of going on before it says that it goes on.
+        self._still(run, since_ns, None if again is None else again.sent_ns - SAID_AFTER_NS, bar_ms)
         run.figures["guard_hold_ms"] = round((found.sent_ns - since_ns) / 1e6 * self.rate, 1)
 
     def still(self, run: Run, since_ns: int, until_ns: int | None, bar_ms: float) -> None:
