@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 S = 1_000_000_000
 GUARD_SILENT_S = 0.10
-ONE_PROCESS_HZ = 20.0  # commands a second up to which inference beside them in one process is quick enough
+ONE_PROCESS_HZ = 10.0  # commands a second up to which inference beside them in one process is quick enough
 ALIGN_OFFSET_S = 0.002
 LEAD = 0.15  # of a command period: so long before a command is due its control step begins
 LEAD_S = (0.0015, 0.006)

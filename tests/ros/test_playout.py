@@ -64,6 +64,33 @@ def test_realigned_ticks_fall_on_the_given_time_and_none_is_left_out_for_longer_
     assert gaps.max() < 2 * PERIOD_S
 
 
+@pytest.mark.parametrize("ahead", [0.003, 0.011, 0.019])
+def test_what_begins_when_deadlines_have_moved_goes_on_a_period_later(monkeypatch, ahead):
+    """An episode begins while the play-out sleeps: its first command must not leave at the old deadline, or the second is late."""
+    clock = Clock()
+    monkeypatch.setattr(playout, "time", clock)
+    begun: list[float] = []
+    commands: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        if len(commands) == 0 and clock.now > 100.1 and not begun:  # a service's thread, meanwhile
+            begun.append(clock.now)
+            player.realign(clock.now + ahead)
+
+    def tick() -> None:
+        if begun and not player.realigning:
+            commands.append(clock.now)
+        if len(commands) == 5:
+            player.close()
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    player = playout.Playout(PERIOD_S, tick)
+    player._run()
+    assert player.error is None
+    assert np.diff(commands) == pytest.approx(PERIOD_S)
+
+
 def test_deadlines_that_passed_during_a_long_tick_are_skipped(monkeypatch):
     """The one that is late by less than a period is served at once, those before it never."""
 
