@@ -132,7 +132,7 @@ POLICY_PARAMETERS = (
     Parameter(
         "inference",
         "auto",
-        "where inference and camera decoding run; auto: in a process of their own above 20 commands a second",
+        "where inference and camera decoding run; auto: in a process of their own above 10 commands a second",
         FIXED,
         choices=("auto", "thread", "process"),
     ),
