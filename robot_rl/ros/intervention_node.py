@@ -25,7 +25,7 @@ from robot_rl.ros import qos
 from robot_rl.ros.base import OK, WARN, PlainNode, run
 from robot_rl.ros.commands import Hop
 from robot_rl.ros.conversion import from_stamp, joint_state, read_records, records_message
-from robot_rl.ros.graph_names import INTERVENTION_NODE, JOY, LEADER, LEADER_COMMAND, SPACENAV
+from robot_rl.ros.graph_names import CONSOLE_JOY, INTERVENTION_NODE, JOY, LEADER, LEADER_COMMAND, SPACENAV
 from robot_rl.ros.names import (
     END_EPISODE,
     EPISODE_STATUS,
@@ -40,7 +40,7 @@ from robot_rl.ros.names import (
 from robot_rl.ros.synchroniser import Feedback
 from robot_rl.wire import EpisodeStatus, OperatorState, StepReward
 
-JOY_TOPICS = {"joy": JOY, "console": "console/joy", "replay": "replay/joy"}
+JOY_TOPICS = {"joy": JOY, "console": CONSOLE_JOY, "replay": "replay/joy"}
 
 
 class InterventionNode(PlainNode):
@@ -87,6 +87,14 @@ class InterventionNode(PlainNode):
     def _device(self, name: str) -> TeleopDevice:
         p = self.parameters
         common = {"deadband": p["deadband"], "latch_s": p["latch_s"]}
+        if name == "console":  # the page says x, y, z, roll, pitch, yaw, whatever pad is configured beside it
+            page = Gamepad(name, axes=range(6), **common)
+
+            def on_page(message: Joy) -> None:
+                page.feed(message.axes, message.buttons, time.monotonic_ns(), from_stamp(message.header.stamp))
+
+            self.listen(Joy, CONSOLE_JOY, on_page, qos.LATEST)
+            return page
         if name in JOY_TOPICS:
             pad = Gamepad(name, self._buttons(), **common)
 
