@@ -29,7 +29,9 @@ def console(argv: Sequence[str]) -> int:
         description="Serve the operator's page. With --sim RUN it brings a simulated robot that acts with that run's policy; without, "
         "it joins the ROS graph that runs (robot-rl up session ... console:=true starts both).",
     )  # fmt: skip
-    parser.add_argument("--sim", default="", metavar="RUN", help="folder of a run: simulate its task in this process, without ROS")
+    parser.add_argument(
+        "--sim", default="", metavar="RUN", help="folder of a run: simulate its task in this process, without ROS"
+    )
     parser.add_argument("--robot", default="", help="name in configs/robots/ or path, for a ROS graph")
     parser.add_argument("--run-dir", default="", help="folder of the running session: store, notes, clips")
     parser.add_argument("--namespace", default="", help="of the graph")
@@ -90,7 +92,9 @@ def session(argv: Sequence[str]) -> int:
 
 def _join(given: argparse.Namespace) -> int:
     if importlib.util.find_spec("rclpy") is None:
-        raise UsageError("rclpy is not installed: pip install 'robot_rl[ros]' (Linux x86-64), or source a ROS 2 Jazzy installation")
+        raise UsageError(
+            "rclpy is not installed: pip install 'robot_rl[ros]' (Linux x86-64), or source a ROS 2 Jazzy installation"
+        )
     from robot_rl.ros.graph import NodeSpec
     from robot_rl.ros.starting import up
 

@@ -76,8 +76,16 @@ class ConsoleServer:
             tls = {"ssl_certfile": self.config.certificate, "ssl_keyfile": self.config.key}
         self._server = uvicorn.Server(
             uvicorn.Config(
-                make_app(office, self.access), log_level="warning", access_log=False, ws_max_size=MAX_MESSAGE, ws_ping_interval=5.0,
-                ws_ping_timeout=5.0, timeout_graceful_shutdown=2, server_header=False, ws_per_message_deflate=False, **tls,
+                make_app(office, self.access),
+                log_level="warning",
+                access_log=False,
+                ws_max_size=MAX_MESSAGE,
+                ws_ping_interval=5.0,
+                ws_ping_timeout=5.0,
+                timeout_graceful_shutdown=2,
+                server_header=False,
+                ws_per_message_deflate=False,
+                **tls,
             )  # fmt: skip
         )
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)

@@ -18,9 +18,9 @@ import numpy as np
 
 from robot_rl.console.clips import Clips, check_id
 from robot_rl.console.frames import to_jpeg
+from robot_rl.evaluation.statistics import wilson
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.types import Episode, RewardEvent
-from robot_rl.evaluation.statistics import wilson
 
 IMAGES = "observation.images."
 CURVE_EPISODES = 3000
@@ -230,9 +230,7 @@ class Library:
             a, b = (rows[int(i)] for i in self._rng.choice(len(rows), 2, replace=False))
             hz = a.steps / a.seconds if a.seconds else 10.0
             length = max(1, min(a.steps, b.steps, round(self.segment_s * hz)))
-            first, second = (
-                Segment(r.id, s := int(self._rng.integers(0, r.steps - length + 1)), s + length) for r in (a, b)
-            )
+            first, second = (Segment(r.id, s := int(self._rng.integers(0, r.steps - length + 1)), s + length) for r in (a, b))
             identity = hashlib.sha256(f"{first}{second}{time.time_ns()}".encode()).hexdigest()[:16]
             found = self._offered[identity] = Pair(identity, first, second)
             while len(self._offered) > 200:

@@ -43,7 +43,13 @@ class Office:
     """
 
     def __init__(
-        self, bridge: Bridge, folder: Path, store: Path | None, *, flow: SessionFlow | None = None, desk: DeskConfig | None = None
+        self,
+        bridge: Bridge,
+        folder: Path,
+        store: Path | None,
+        *,
+        flow: SessionFlow | None = None,
+        desk: DeskConfig | None = None,
     ) -> None:
         self.bridge, self.flow, self.folder = bridge, flow, folder
         self.desk = Desk(desk or DeskConfig())
@@ -174,6 +180,7 @@ class Office:
         name, values, flow = ask.name, ask.values, self.flow
         if name == "take_seat":
             seat = self.desk.take(connection, values["operator"], time.monotonic_ns())
+            await self.bridge.ask("operator", {}, seat.name)  # for the record; a session that keeps none says so, and goes on
             return Answer(True, f"{seat.name} is in control")
         if name == "leave_seat":
             seat_before = self.desk.seat

@@ -40,7 +40,7 @@ def _hero(result: dict[str, Any]) -> str:
         "<svg class='arrow' viewBox='0 0 64 64' fill='none' stroke='currentColor' stroke-width='2.5'><path d='M6 32h48M38 16l16 16-16 16'/></svg>"
         f"<div class='rate after'><b>{percent(new['success'])}</b><span>version {result['version']}, {new['successes']} of {new['n']}</span></div></div>"
         f"<p class='lead'><strong>{escape(comparison['verdict'])}</strong> The difference is {_signed(comparison['difference'])} percentage points; "
-        f"its 95 % interval goes from {_signed(low)} to {_signed(high)} (Newcombe, independent samples). "
+        f"its 95 % interval goes from {_signed(low)} to {_signed(high)} (exact, for two independent samples). "
         f"{comparison['discarded']} episodes were set aside and played again.</p>"
     )
 
@@ -52,7 +52,9 @@ def render(result: dict[str, Any], curve: list[dict[str, Any]], notes: list[dict
         facts.append(f"<div><dt>Baseline before training</dt><dd>{_rate(result['baseline'])}</dd></div>")
     if "training" in result:
         t = result["training"]
-        facts.append(f"<div><dt>Training</dt><dd>{t['episodes']} episodes <small>{t['successes']} of them succeeded</small></dd></div>")
+        facts.append(
+            f"<div><dt>Training</dt><dd>{t['episodes']} episodes <small>{t['successes']} of them succeeded</small></dd></div>"
+        )
     begun, ended = result["started_ns"], result["ended_ns"]
     if begun and ended:
         minutes = (ended - begun) / 6e10
@@ -64,21 +66,29 @@ def render(result: dict[str, Any], curve: list[dict[str, Any]], notes: list[dict
         )
     figure = ""
     points = [
-        Point(p["x"], p["rate"], p["low"], p["high"], f"{percent(p['rate'])} of the last {p['n']} judged episodes, version {p['version']}")
+        Point(
+            p["x"],
+            p["rate"],
+            p["low"],
+            p["high"],
+            f"{percent(p['rate'])} of the last {p['n']} judged episodes, version {p['version']}",
+        )
         for p in curve
     ]
     if points:
         plots = "".join(learning_curve(points, None, width=w, height=h) for w, h in ((960, 360), (390, 280)))
         plots = plots.replace("Environment steps", "Judged episodes")
-        figure = (
-            f"<section><h2>Success while it ran</h2><p class='note'>Of the last 20 judged episodes, with the 95 % Wilson interval.</p>{plots}</section>"
-        )
+        figure = f"<section><h2>Success while it ran</h2><p class='note'>Of the last 20 judged episodes, with the 95 % Wilson interval.</p>{plots}</section>"
     rows = "".join(
         f"<tr><td>{time.strftime('%H:%M:%S', time.gmtime(n['stamp_ns'] / 1e9))}</td><td>{escape(n['who'])}</td>"
         f"<td style='white-space:normal'>{escape(n['text'])}</td></tr>"
         for n in notes
     )
-    book = f"<section><h2>Notes</h2><div class='scroll'><table><tr><th>UTC</th><th>who</th><th>what</th></tr>{rows}</table></div></section>" if rows else ""
+    book = (
+        f"<section><h2>Notes</h2><div class='scroll'><table><tr><th>UTC</th><th>who</th><th>what</th></tr>{rows}</table></div></section>"
+        if rows
+        else ""
+    )
     order = ""
     if "order" in result:
         listed = "".join("n" if a == "new" else "o" for a in result["order"])

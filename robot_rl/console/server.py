@@ -152,9 +152,11 @@ class _Pages:
                 return JSONResponse({"error": "too large"}, 413)
         try:
             token = json.loads(body)["token"]
-            session = self.access.login(token) if isinstance(token, str) else None
+            if not isinstance(token, str):
+                raise TypeError
         except (ValueError, KeyError, TypeError, RecursionError):
             return JSONResponse({"error": 'accepted is {"token": "..."}'}, 400)
+        session = self.access.login(token)
         if session is None:
             await asyncio.sleep(0.5)  # guessing takes time
             return JSONResponse({"error": "wrong token"}, 401)
@@ -199,7 +201,11 @@ class _Pages:
             if pair is None:
                 return {"pair": None}
             lengths = {s.episode: self.office.library.detail(s.episode, hide=True)["steps"] for s in (pair.first, pair.second)}
-            return {"pair": asdict(pair), "steps": lengths, "cameras": self.office.library.detail(pair.first.episode, hide=True)["cameras"]}
+            return {
+                "pair": asdict(pair),
+                "steps": lengths,
+                "cameras": self.office.library.detail(pair.first.episode, hide=True)["cameras"],
+            }
 
         return await self._read(work)
 

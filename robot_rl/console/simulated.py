@@ -6,6 +6,7 @@ filter. For trying the page out, and for its tests.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -124,13 +125,18 @@ class SimulatedSession:
         return self._view
 
     def drive(self, sample: Drive, operator: str) -> None:
-        with self._guard:
-            if sample.gripper and not self._gripper_down and sample.held:
-                self._gripper_open = not self._gripper_open
-            self._gripper_down = sample.gripper
-            self._drive = sample, time.monotonic_ns(), operator
+        # No lock: the loop holds its own over a whole step, and the server must not wait for that.
+        if sample.gripper and not self._gripper_down and sample.held:
+            self._gripper_open = not self._gripper_open
+        self._gripper_down = sample.gripper
+        self._drive = sample, time.monotonic_ns(), operator
 
     async def ask(self, name: str, values: Mapping[str, Any], operator: str) -> Answer:
+        if name == "estop":
+            self._arbiter.post(Request.ESTOP)  # heard in the next tick, whoever holds the lock now
+        return await asyncio.to_thread(self._locked, name, values, operator)
+
+    def _locked(self, name: str, values: Mapping[str, Any], operator: str) -> Answer:
         with self._guard:
             try:
                 return self._ask(name, values, operator)
@@ -152,7 +158,6 @@ class SimulatedSession:
                 return Answer(False, why)
             self._start = True
         elif name == "estop":
-            self._arbiter.post(Request.ESTOP)
             self._estopped, self._start = True, False
             self._say(control="estop", guard="estop", guard_reason="pressed on the page", armed=False)
         elif name == "reset_estop":
@@ -177,8 +182,8 @@ class SimulatedSession:
             self._say(learning_paused=bool(values["on"]))
         elif name == "use_base":
             self._use_base = bool(values["on"])
-        elif name == "explore":
-            pass  # these policies have one way of acting
+        elif name in ("explore", "operator"):
+            pass  # these policies have one way of acting, and samples bring their operator along
         else:
             return Answer(False, f"{name}: this session cannot")
         return Answer(True, "")
@@ -254,7 +259,9 @@ class SimulatedSession:
         observation: Observation = {}
         while not self._stop.is_set():
             with self._guard:
-                if not self._running and (self._start or (self._auto and time.monotonic() - idle_since > 0.5 and not self._estopped)):
+                if not self._running and (
+                    self._start or (self._auto and time.monotonic() - idle_since > 0.5 and not self._estopped)
+                ):
                     observation = self._begin(env)
                 if self._running:
                     observation = self._step(env, observation)
@@ -325,7 +332,7 @@ class SimulatedSession:
             traces={"env": tuple(self._traces)},
         )  # fmt: skip
         if ended or terminated or truncated:
-            success = self._ending if ended else (True if info.get("success") else None)
+            success = self._ending if ended else bool(info.get("success"))  # the simulator knows; a person may overrule it later
             return self._finish("ended", success, "" if ended or terminated else "time limit", seen)
         return seen
 
@@ -337,9 +344,16 @@ class SimulatedSession:
         action = axes_to_action(self._loop.action, axes, self._gripper_open, self._loop._standstill())
         self._arbiter.offer(
             DeviceSample(
-                received, received, "console", profile("console"), drive.held, drive.held, action if drive.held else None,
-                not drive.held and not axes.any(), operator,
-            )  # fmt: skip
+                received,
+                received,
+                "console",
+                profile("console"),
+                drive.held,
+                drive.held,
+                action if drive.held else None,
+                not drive.held and not axes.any(),
+                operator,
+            )
         )
 
     def _finish(self, state: str, success: bool | None, detail: str, observation: Observation) -> Observation:

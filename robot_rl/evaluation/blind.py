@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robot_rl.evaluation.statistics import Interval, SuccessRate, newcombe_difference
+from robot_rl.evaluation.exact import exact_difference
+from robot_rl.evaluation.statistics import Interval, SuccessRate
 
 Arm = Literal["old", "new"]
 ARMS: tuple[Arm, Arm] = ("old", "new")
@@ -44,7 +45,7 @@ class BlindResult:
 
     Attributes:
         old, new: rates with Wilson intervals.
-        difference: new minus old; ``interval`` is Newcombe's for independent samples at ``confidence``.
+        difference: new minus old; ``interval`` is the exact one of :func:`exact_difference` at ``confidence``.
         discarded: episodes that did not count.
     """
 
@@ -143,7 +144,7 @@ class BlindTest:
             raise ValueError(f"{self.played} of {len(self.order)} episodes are played: the result is told after the last one")
         counts = {arm: [o for o, a in zip(self.outcomes, self.order, strict=True) if a == arm] for arm in ARMS}
         old, new = (SuccessRate.of(sum(counts[a]), len(counts[a]), confidence=self.confidence) for a in ARMS)
-        interval = newcombe_difference(new.successes, new.n, old.successes, old.n, self.confidence)
+        interval = exact_difference(new.successes, new.n, old.successes, old.n, self.confidence)
         return BlindResult(old, new, new.rate - old.rate, interval, self.confidence, self.discarded)
 
     # ---- kept between processes

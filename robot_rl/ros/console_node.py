@@ -83,7 +83,9 @@ class ConsoleNode(PlainNode):
         self._services[names.START_EPISODE] = self.create_client(Trigger, names.START_EPISODE)
         if p["reset_service"]:
             self._services[p["reset_service"]] = self.create_client(Trigger, p["reset_service"])
-        self._setters = {n: self.create_client(SetParameters, f"{n}/set_parameters") for n in ("policy_node", "intervention_node")}
+        self._setters = {
+            n: self.create_client(SetParameters, f"{n}/set_parameters") for n in ("policy_node", "intervention_node")
+        }
         self.cameras = Cameras(hz=p["camera_hz"], quality=p["jpeg_quality"], width=p["width"])
         self._listen()
         guided = (
@@ -151,7 +153,11 @@ class ConsoleNode(PlainNode):
     def _on_episode(self, message: DiagnosticArray) -> None:
         for s in read_records(message, EpisodeStatus):
             before = self._view.episode
-            seconds = max(0.0, (self.now_ns() - s.started_ns) / 1e9) if s.started_ns and s.state in ("running", "paused") else before.seconds
+            seconds = (
+                max(0.0, (self.now_ns() - s.started_ns) / 1e9)
+                if s.started_ns and s.state in ("running", "paused")
+                else before.seconds
+            )
             detail = s.detail or (s.end_reason if s.end_reason not in (None, "task") else "") or ""
             episode = EpisodeView(
                 s.episode_id, s.state, s.index, s.step, s.control or "", s.task or "", s.outcome or "", detail, seconds

@@ -180,7 +180,12 @@ SIM = (
     ArgSpec("images", "off", "what simulated cameras publish", ("raw", "jpeg", "both", "off")),
 )
 GUIDE = (
-    ArgSpec("guide", "false", "walk the operator through a session on the page: checks, baseline, training, comparison", boolean=True),
+    ArgSpec(
+        "guide",
+        "false",
+        "walk the operator through a session on the page: checks, baseline, training, comparison",
+        boolean=True,
+    ),
     ArgSpec("baseline_episodes", "20", "of the old policy before training; 0: none"),
     ArgSpec("training_episodes", "0", "after so many training ends; 0: when the operator says so"),
     ArgSpec("comparison_episodes", "20", "of each policy in the blind comparison; 0: none"),
@@ -458,7 +463,9 @@ GRAPHS: dict[str, GraphSpec] = {
             (
                 *_but(
                     (*(x for x in COMMON if not x.name.startswith("console")), *LEARNING, *_but(SIM, env=""), *EPISODES),
-                    operator="none", rewards="environment", robot="sim_arm",
+                    operator="none",
+                    rewards="environment",
+                    robot="sim_arm",
                 ),
                 ArgSpec("robots", "", "namespaces, separated by commas; empty: robot_0 ... robot_<n-1>"),
                 ArgSpec("n", "4", "how many robots where none are named"),

@@ -122,6 +122,7 @@ INTERVENTION_PARAMETERS = (
     Parameter("align_max_gap", 0.15, "an absolute device takes over only within this distance, rad", RUN_TIME, (0.02, 1.0)),
     Parameter("align_s", 2.0, "time over which an actuated leader is driven to the robot", RUN_TIME, (0.5, 10.0)),
     Parameter("twist_frame", "", "frame of twists; empty: the robot description's base", FIXED),
+    Parameter("lerobot", "", "YAML file of a LeRobot teleoperator that is read instead of the topic of leader or joy", FIXED),
 )
 
 MONITOR_PARAMETERS = (
@@ -201,7 +202,9 @@ CONSOLE_PARAMETERS = (
     Parameter("jpeg_quality", 75, "of the pictures the node encodes", FIXED, (10, 100)),
     Parameter("width", 640, "of the pictures at most", FIXED, (64, 3840)),
     Parameter("reset_service", "", "Trigger service called before an episode starts (simulation)", FIXED),
-    Parameter("guide", False, "walk the operator through a session: checks, baseline, training, blind comparison, report", FIXED),
+    Parameter(
+        "guide", False, "walk the operator through a session: checks, baseline, training, blind comparison, report", FIXED
+    ),
     Parameter("baseline_episodes", 20, "of the old policy before training; 0: none", FIXED, (0, 10000)),
     Parameter("training_episodes", 0, "after so many training ends; 0: when the operator says so", FIXED, (0, 10000)),
     Parameter("comparison_episodes", 20, "of each policy in the blind comparison; 0: none", FIXED, (0, 10000)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +29,12 @@ def need_browser() -> None:
 def chromium(**options: Any) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
-    flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-timer-throttling", "--disable-renderer-backgrounding"]
+    flags = [
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-background-timer-throttling",
+        "--disable-renderer-backgrounding",
+    ]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags, **options)
         try:
@@ -45,5 +52,15 @@ def open_page(browser: Any, url: str, viewport: dict[str, int], **more: Any) -> 
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
     page.goto(url)
-    page.wait_for_function("window.page && window.page.state")
+    wait(page, "Boolean(window.page && window.page.state)")
     return page
+
+
+def wait(page: Any, expression: str, patience_s: float = 20.0) -> Any:
+    """Until a JavaScript expression is true. Playwright's own waiting evaluates text in the page, which its policy forbids."""
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        if found := page.evaluate(expression):
+            return found
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{expression}: not within {patience_s:.0f} s; {json.dumps(page.evaluate('window.page && window.page.state'))[:1500]}")

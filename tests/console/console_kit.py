@@ -174,7 +174,15 @@ class Page:
 
     async def drive(self, axes: list[float], held: bool = True, gripper: bool = False, **changes: Any) -> str:
         self.seq += 1
-        message = {"type": "drive", "seq": self.seq, "echo": self.tick, "held": held, "axes": axes, "gripper": gripper, **changes}
+        message = {
+            "type": "drive",
+            "seq": self.seq,
+            "echo": self.tick,
+            "held": held,
+            "axes": axes,
+            "gripper": gripper,
+            **changes,
+        }
         text = json.dumps(message)
         await self.socket.send(text)
         return text

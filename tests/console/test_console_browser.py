@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("starlette", reason="pip install 'robot_rl[console]'")
 pytest.importorskip("uvicorn", reason="pip install 'robot_rl[console]'")
 
-from browser_kit import DESKTOP, PHONE, chromium, need_browser, open_page
+from browser_kit import DESKTOP, PHONE, chromium, need_browser, open_page, wait
 from console_kit import ACTION, live
 
 from robot_rl.console.library import read_comparisons
@@ -37,7 +37,7 @@ def until(condition, what: str, patience_s: float = 20.0):
 
 def state(page, path: str, wanted, what: str = "") -> None:
     """Waits until a value of the page's state is the wanted one."""
-    page.wait_for_function(f"JSON.stringify(window.page.state.{path}) === {json.dumps(json.dumps(wanted))}", timeout=20_000)
+    wait(page, f"JSON.stringify(window.page.state.{path}) === {json.dumps(json.dumps(wanted))}")
 
 
 def sit(page, name: str = "ann") -> None:
@@ -49,7 +49,7 @@ def sit(page, name: str = "ann") -> None:
 def start(page) -> str:
     before = page.evaluate("window.page.state.episode.id")
     page.click("#start")
-    page.wait_for_function(f"window.page.state.episode.state === 'running' && window.page.state.episode.id !== '{before}'")
+    wait(page, f"window.page.state.episode.state === 'running' && window.page.state.episode.id !== '{before}'")
     return page.evaluate("window.page.state.episode.id")
 
 
@@ -82,6 +82,7 @@ def test_every_button_does_what_it_says(tmp_path, browser):
 
         # ---- driving: the pad, keys, take over and hand back
         start(page)
+        page.locator("#pad-move").scroll_into_view_if_needed()
         box = page.locator("#pad-move").bounding_box()
         middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         page.mouse.move(*middle)
@@ -110,6 +111,7 @@ def test_every_button_does_what_it_says(tmp_path, browser):
         state(page, "control", "human")
         page.click("#take-over")
         state(page, "control", "autonomous")
+        page.locator("#hold-drive").scroll_into_view_if_needed()
         hold = page.locator("#hold-drive").bounding_box()
         page.mouse.move(hold["x"] + 5, hold["y"] + 5)
         page.mouse.down()
@@ -165,13 +167,13 @@ def test_every_button_does_what_it_says(tmp_path, browser):
         waiting = page.locator("#episodes button").count()
         assert waiting == sum(store.meta(i).success is None for i in store.episode_ids())
         chosen = page.locator("#episodes button").first.get_attribute("data-episode")
-        page.wait_for_function("[...document.querySelectorAll('#player-pictures img')].every((i) => i.naturalWidth > 0)")
+        wait(page, "[...document.querySelectorAll('#player-pictures img')].every((i) => i.naturalWidth > 0)")
         before = page.locator("#player-pictures img").first.get_attribute("src")
         page.locator("#scrub").evaluate("(e) => { e.value = 0.8; e.dispatchEvent(new Event('input')); }")
-        page.wait_for_function(f"document.querySelector('#player-pictures img').src.includes('at=0.8') && '{before}' !== ''")
+        wait(page, f"document.querySelector('#player-pictures img').src.includes('at=0.8') && '{before}' !== ''")
         page.click("#label-success")
         until(lambda: store.meta(chosen).success is True, "the label")
-        page.wait_for_function(f"document.querySelectorAll('#episodes button').length === {waiting - 1}")
+        wait(page, f"document.querySelectorAll('#episodes button').length === {waiting - 1}")
         page.click("#label-undo")
         until(lambda: store.meta(chosen).success is None, "the label is revoked")
 
@@ -181,7 +183,7 @@ def test_every_button_does_what_it_says(tmp_path, browser):
         page.click("[data-choice=first]")
         kept = tmp_path / "console" / "comparisons.jsonl"
         until(kept.exists, "the choice is kept")
-        page.wait_for_function("document.querySelector('#pair-count').textContent.startsWith('1 ')")
+        wait(page, "document.querySelector('#pair-count').textContent.startsWith('1 ')")
         page.click("[data-choice=neither]")
         until(lambda: len(read_comparisons(kept)) == 2, "the second choice")
         assert [c.label for c in read_comparisons(kept)] == [0, -1]
@@ -203,7 +205,7 @@ def test_every_button_does_what_it_says(tmp_path, browser):
 def test_everything_fits_and_nothing_covers_the_stop(tmp_path, browser, viewport):
     with live(tmp_path, auto=True, steps=4000, skills=(0.0,)) as console:
         page = open_page(browser, console.url, viewport, has_touch=viewport is PHONE)
-        page.wait_for_function("document.querySelectorAll('.camera canvas').length === 2")
+        wait(page, "document.querySelectorAll('.camera canvas').length === 2")
         for view in ("live", "label", "compare", "notes"):
             page.click(f"[data-view={view}]")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
@@ -230,7 +232,7 @@ def test_pictures_of_two_cameras_reach_five_watchers_and_a_lost_server_is_told(t
     with live(tmp_path, auto=True, steps=4000, skills=(0.0,)) as console:
         pages = [open_page(browser, console.url, PHONE) for _ in range(5)]
         for page in pages:
-            page.wait_for_function("['front', 'wrist'].every((c) => (window.frameStats[c] ?? []).length >= 10)")
+            wait(page, "['front', 'wrist'].every((c) => (window.frameStats[c] ?? []).length >= 10)")
         assert console.office.desk.watchers == 5
         for page in pages[1:]:
             page.context.close()

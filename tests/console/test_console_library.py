@@ -61,7 +61,7 @@ def test_queue_labels_and_what_they_leave_in_the_store(tmp_path):
     library.discard(ids[3])
     assert [r.id for r in library.rows()] == ids[2::-1]
     for wrong in ("../../etc/passwd", "none", ".", ""):
-        with pytest.raises((KeyError, ValueError), match="no such episode|no episode"):
+        with pytest.raises((KeyError, ValueError), match=r"no such episode|no episode"):
             library.label(wrong, True, "ann")
 
 
@@ -77,7 +77,7 @@ def test_film_comes_from_the_store_or_from_the_clip(tmp_path):
     recorder = ClipRecorder(tmp_path / "console" / "clips", hz=10.0)
     for i in range(5):
         grey = np.full((12, 16, 3), 200 + i * 10, np.uint8)
-        recorder.look(identity, True, {"side": Frame("side", i + 1, i, i * 10**9, to_jpeg(grey))})
+        recorder.look(identity, True, {"side": Frame("side", i + 1, i, (i + 1) * 10**9, to_jpeg(grey))})
     recorder.look(identity, False, {})
     again = Library(tmp_path / "store", tmp_path / "console")
     assert again.rows()[0].cameras == ("side",)
@@ -189,8 +189,7 @@ def test_plain_requests_with_a_token(tmp_path):
 def test_a_server_that_cannot_be_says_why(tmp_path):
     with pytest.raises(ValueError, match="token_file"), live(tmp_path, cameras=(), host=HostConfig("0.0.0.0", 0)):
         pass
-    with live(tmp_path / "a", cameras=()) as console:
-        with pytest.raises(OSError, match=f"http_port={console.server.port}"):
-            ConsoleServer(console.office, HostConfig(port=console.server.port))
+    with live(tmp_path / "a", cameras=()) as console, pytest.raises(OSError, match=f"http_port={console.server.port}"):
+        ConsoleServer(console.office, HostConfig(port=console.server.port))
     with pytest.raises(ValueError, match="both or neither"):
         HostConfig(certificate="x")

@@ -60,7 +60,9 @@ class Robot:
 
 
 def begun(folder, **config) -> tuple[SessionFlow, Robot]:
-    flow = SessionFlow(FlowConfig(**{"baseline_episodes": 3, "comparison_episodes": 4, "reset_s": 1.0, "seed": 1, **config}), folder)
+    flow = SessionFlow(
+        FlowConfig(**{"baseline_episodes": 3, "comparison_episodes": 4, "reset_s": 1.0, "seed": 1, **config}), folder
+    )
     robot = Robot(flow)
     flow.tested = True
     robot.look()
@@ -71,9 +73,13 @@ def begun(folder, **config) -> tuple[SessionFlow, Robot]:
 def test_checks_stand_before_everything(tmp_path):
     flow = SessionFlow(FlowConfig(), tmp_path)
     robot = Robot(flow)
-    robot.view = replace(READY, nodes={"policy_node": "inactive"}, armed=False, guard_reason="start", problems=("front is stale",))
+    robot.view = replace(
+        READY, nodes={"policy_node": "inactive"}, armed=False, guard_reason="start", problems=("front is stale",)
+    )
     assert robot.look() == []
-    with pytest.raises(ValueError, match=r"Processes: waiting for policy_node.*front is stale.*not armed.*take the controls.*hold the drive"):
+    with pytest.raises(
+        ValueError, match=r"Processes: waiting for policy_node.*front is stale.*not armed.*take the controls.*hold the drive"
+    ):
         flow.ready(0.0, robot.view, False)
     assert flow.kept.phase == "preflight"
     assert [c["ok"] for c in flow.view(0.0)["checks"]].count(False) == 5
