@@ -20,6 +20,7 @@ from robot_rl.console.clips import Clips, check_id
 from robot_rl.console.frames import to_jpeg
 from robot_rl.evaluation.statistics import wilson
 from robot_rl.replay.store import EpisodeStore
+from robot_rl.rewards.comparisons import Comparison, Pair, Segment
 from robot_rl.types import Episode, RewardEvent
 
 IMAGES = "observation.images."
@@ -41,34 +42,6 @@ class EpisodeRow:
     committed_ns: int
     human: bool
     cameras: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Steps ``start`` to ``stop`` (exclusive) of an episode."""
-
-    episode: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two segments to compare."""
-
-    id: str
-    first: Segment
-    second: Segment
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A person's choice: ``label`` 0 the first is better, 1 the second, -1 neither."""
-
-    pair: Pair
-    label: int
-    operator: str
-    stamp_ns: int
 
 
 class Library:
@@ -264,26 +237,3 @@ class Library:
             out.append({"x": i + 1, "rate": wins / len(last), "low": interval.low, "high": interval.high, "n": len(last), "version": last[-1].version})  # fmt: skip
         step = max(1, len(out) // 400)
         return out[::-1][::step][::-1]
-
-
-def read_comparisons(path: str | Path) -> list[Comparison]:
-    """What :meth:`Library.prefer` kept; a line that was cut by a crash is left out.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a line that is none of ours.
-    """
-    out = []
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            d = json.loads(line)
-            pair = Pair(d["pair"]["id"], Segment(**d["pair"]["first"]), Segment(**d["pair"]["second"]))
-            out.append(Comparison(pair, int(d["label"]), str(d["operator"]), int(d["stamp_ns"])))
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}:{number}: no comparison ({error})") from None
-    return out

@@ -14,8 +14,8 @@ pytest.importorskip("uvicorn", reason="pip install 'robot_rl[console]'")
 from browser_kit import DESKTOP, PHONE, chromium, need_browser, open_page, wait
 from console_kit import ACTION, live
 
-from robot_rl.console.library import read_comparisons
 from robot_rl.replay.store import EpisodeStore
+from robot_rl.rewards.comparisons import read_comparisons
 
 need_browser()
 

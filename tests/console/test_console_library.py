@@ -16,9 +16,10 @@ from console_kit import ACTION, live
 from robot_rl.console.clips import ClipRecorder, Clips
 from robot_rl.console.frames import Cameras, Frame, to_jpeg, unpack
 from robot_rl.console.hosting import ConsoleServer, HostConfig
-from robot_rl.console.library import Library, read_comparisons
+from robot_rl.console.library import Library
 from robot_rl.evaluation.statistics import wilson
 from robot_rl.replay.store import EpisodeStore
+from robot_rl.rewards.comparisons import read_comparisons, segment_pairs
 from robot_rl.types import Episode, EpisodeMeta, FeatureSpec, RewardEvent, RewardKind
 
 IMAGE = "observation.images.front"
@@ -113,6 +114,15 @@ def test_pairs_are_of_two_episodes_and_answers_are_kept_once(tmp_path):
     assert library.prefer(library.pair().id, "skip", "ann") == "skipped"
     assert len(read_comparisons(tmp_path / "console" / "comparisons.jsonl")) == 3
     assert Library(tmp_path / "none", tmp_path / "console").pair() is None
+    comparisons = read_comparisons(tmp_path / "console" / "comparisons.jsonl")
+    with EpisodeStore.open(tmp_path / "store") as store:
+        episodes = [store.read(i) for i in store.episode_ids()]
+    frames, pairs = segment_pairs(comparisons, episodes, [IMAGE], frames=4)
+    assert pairs.first.shape == pairs.second.shape == (3, 4)
+    assert pairs.label.tolist() == [0, 1, -1]
+    shown = frames[IMAGE][pairs.second[1]].mean((1, 2, 3))
+    segment = comparisons[1].pair.second
+    np.testing.assert_allclose(shown, np.linspace(segment.start, segment.stop, 4).round() * 10)
 
 
 def test_the_curve_has_wilson_intervals(tmp_path):

@@ -38,6 +38,7 @@ export function traces(svg, key, sources, last, now) {
       key.append(entry);
     }
   });
+  if (!names.length && key) key.textContent = "none yet";
   if (now !== undefined) node(svg, "line", { class: "now", x1: now * width, x2: now * width, y1: 0, y2: height });
 }
 
