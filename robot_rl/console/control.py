@@ -119,6 +119,12 @@ class Desk:
         with self._guard:
             return self._seat is not None and self._seat.connection == number
 
+    def name(self, number: int) -> str:
+        """What the person at a connection calls themselves; ``page <n>`` before they said."""
+        with self._guard:
+            c = self._connections.get(number)
+            return c.name if c is not None else "page"
+
     def admit(self, number: int, now_ns: int) -> bool:
         """Whether a connection may send one more message now (a token bucket)."""
         with self._guard:

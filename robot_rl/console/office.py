@@ -161,6 +161,7 @@ class Office:
 
     async def ask(self, connection: int, ask: Ask) -> Answer:
         """Carry a request out; refusals and errors come back as words."""
+        who = self.desk.name(connection)
         try:
             self.desk.allow(connection, ask, time.monotonic_ns())
             answer = await self._carry_out(connection, ask)
@@ -171,9 +172,10 @@ class Office:
         except KeyError as error:
             return Answer(False, str(error.args[0] if error.args else error))
         if answer.ok and ask.name in LOGGED:
+            who = self.desk.name(connection) if ask.name == "take_seat" else who
             text = ask.name.replace("_", " ") + "".join(f" {v}" for v in ask.values.values())
             with suppress(OSError):
-                await asyncio.to_thread(self.notes.add, self.operator, text, "event", self.bridge.view().episode.id)
+                await asyncio.to_thread(self.notes.add, who, text, "event", self.bridge.view().episode.id)
         return answer
 
     async def _carry_out(self, connection: int, ask: Ask) -> Answer:
@@ -192,7 +194,7 @@ class Office:
             text = values["text"].strip()
             if not text:
                 return Answer(False, "the note is empty")
-            await asyncio.to_thread(self.notes.add, self.operator, text, "note", self.bridge.view().episode.id)
+            await asyncio.to_thread(self.notes.add, self.desk.name(connection), text, "note", self.bridge.view().episode.id)
             return Answer(True, "noted")
         if name == "prefer":
             return Answer(True, await asyncio.to_thread(self.library.prefer, values["pair"], values["choice"], self.operator))

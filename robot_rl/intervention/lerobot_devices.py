@@ -102,7 +102,13 @@ def make_teleoperator(config: LeRobotConfig) -> Any:
         importlib.import_module(f"lerobot.teleoperators.{module}")
         kind = TeleoperatorConfig.get_choice_class(config.type)
         return make_teleoperator_from_config(kind(**config.options))
-    except (KeyError, ModuleNotFoundError, TypeError, ValueError) as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lerobot"):
+            raise ValueError(f"teleoperator type={config.type!r}: LeRobot has none of that name") from error
+        raise ImportError(
+            f"teleoperator type={config.type!r} needs {error.name}: install LeRobot's extra for its motors", name=error.name
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"teleoperator type={config.type!r} options={dict(config.options)}: {error}") from error
 
 

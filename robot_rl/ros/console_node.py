@@ -41,7 +41,7 @@ AFTER_RESET_S = 4.0
 CLOCK_OFF_NS = 500_000_000
 MAX_POINTS = 5000
 LEARNER_FIGURES = ("state", "updates", "env_steps", "episodes")
-DEADMAN, GRIPPER, BUTTONS = 5, 2, 10
+DEADMAN, GRIPPER, ESTOP_BUTTON, BUTTONS = 5, 2, 8, 10
 
 CALLS: Mapping[str, tuple[str, bool | None]] = {
     "success": (names.END_EPISODE, True),
@@ -232,10 +232,21 @@ class ConsoleNode(PlainNode):
         message.header.stamp = to_stamp(time.time_ns())
         self._joy.publish(message)
 
+    def _press(self, button: int) -> None:
+        buttons = [0] * BUTTONS
+        buttons[button] = 1
+        message = Joy(axes=[0.0] * 6, buttons=buttons)
+        message.header.stamp = to_stamp(time.time_ns())
+        self._joy.publish(message)
+
     async def ask(self, name: str, values: Mapping[str, Any], operator: str) -> Answer:
         if name in CALLS:
             service, value = CALLS[name]
-            return await self._call(service, value)
+            answer = await self._call(service, value)
+            if name == "estop" and not answer.ok:  # the device's button is another way to the guard
+                self._press(ESTOP_BUTTON)
+                return Answer(False, f"{answer.text}; asked for through intervention_node too. Use the hardware stop")
+            return answer
         if name in SWITCHES:
             return await self._call(SWITCHES[name], bool(values["on"]))
         if name == "start_episode":

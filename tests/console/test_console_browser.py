@@ -105,7 +105,11 @@ def test_every_button_does_what_it_says(tmp_path, browser):
         page.click("#take-over")
         state(page, "control", "human")
         until(lambda: np.allclose(session.commands[-1][:4], 0.0), "taken over and at rest")
-        page.evaluate("window.dispatchEvent(new Event('blur'))")  # another window: what was held is let go of
+        page.evaluate("window.dispatchEvent(new Event('blur'))")  # another window: a loss, not a hand-back
+        page.wait_for_selector("#control-text:has-text('The robot holds')")
+        assert session.view().control == "human"
+        assert np.allclose(session.commands[-1][:4], 0.0)
+        page.click("#take-over:has-text('Hand back')")
         state(page, "control", "autonomous")
         page.click("#take-over")
         state(page, "control", "human")

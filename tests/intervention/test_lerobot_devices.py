@@ -125,14 +125,15 @@ def test_configurations(tmp_path):
         LeRobotReader(PAD, Leader(), Teleoperator(DELTAS))
 
 
+@pytest.mark.slow
 def test_lerobots_own_leader_is_found_and_its_keys_are_ours():
     pytest.importorskip("lerobot", reason="pip install lerobot")
     names = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
     config = LeRobotConfig("so101_leader", {"port": "/dev/none"}, {n: JointMap(f"{n}.pos") for n in names})
+    with pytest.raises(ValueError, match="no_such_arm"):
+        make_teleoperator(LeRobotConfig("no_such_arm", joints={"a": JointMap("a.pos")}))
     try:
         made = make_teleoperator(config)
     except ImportError as error:  # the motors' drivers are extras of LeRobot
         pytest.skip(f"LeRobot's feetech driver is not installed: {error}")
     assert set(made.action_features) == config.keys
-    with pytest.raises(ValueError, match="no_such_arm"):
-        make_teleoperator(LeRobotConfig("no_such_arm", joints={"a": JointMap("a.pos")}))

@@ -1,10 +1,13 @@
-// Pads, keys and gamepads to one sample, fifty times a second while something is held. Nothing is ever sent twice, and whatever takes
-// the page away from the person (another window, a lost connection, a cancelled touch) lets go of everything.
+// Pads, keys and gamepads to one sample, fifty times a second while something is held. Nothing is ever sent twice.
+//
+// Letting go is a hand-back: the policy goes on. Whatever takes the page away from the person (another window, a hidden tab, an
+// unplugged gamepad) is a loss instead: the page falls silent, the robot holds, and a person says when the policy may go on.
 
 const AXES = ["x", "y", "z", "roll", "pitch", "yaw"];
 const KEYS = { w: ["x", 1], s: ["x", -1], a: ["y", 1], d: ["y", -1], r: ["z", 1], f: ["z", -1], q: ["yaw", 1], e: ["yaw", -1] };
 const DEADBAND = 0.12;
 const FAST_MS = 20, SLOW_MS = 200;
+const SILENT_MS = 500; // longer than any device may be silent before it counts as lost
 
 export class Drive {
   constructor(link, changed) {
@@ -20,10 +23,16 @@ export class Drive {
     this.sent = 0;
     this.was = false;
     setInterval(() => this.step(), FAST_MS);
-    for (const name of ["blur", "pagehide"]) addEventListener(name, () => this.letGo());
-    document.addEventListener("visibilitychange", () => document.hidden && this.letGo());
-    addEventListener("gamepaddisconnected", () => { this.pad = null; });
-    link.on("close", () => this.letGo());
+    this.silentUntil = 0;
+    this.endedAt = 0;
+    for (const name of ["blur", "pagehide", "gamepaddisconnected"]) addEventListener(name, () => this.lose());
+    document.addEventListener("visibilitychange", () => document.hidden && this.lose());
+    link.on("close", () => this.lose());
+  }
+
+  lose() {
+    if (this.was) this.silentUntil = performance.now() + SILENT_MS;
+    this.letGo();
   }
 
   letGo() {
@@ -108,11 +117,11 @@ export class Drive {
     if (pad && (pad.held || this.latched)) add(pad.axes);
     const gripper = this.gripper || (keys && this.keys.has("g")) || Boolean(pad?.gripper);
     const now = performance.now();
-    if (this.mine && (held || this.was || now - this.sent >= SLOW_MS)) {
+    if (this.mine && now >= this.silentUntil && (held || this.was || now - this.sent >= SLOW_MS)) {
       const axes = AXES.map((a) => (held ? Math.round(1000 * Math.max(-1, Math.min(1, sum[a]))) / 1000 : 0));
       this.link.drive(axes, held, gripper);
       this.sent = now;
     }
-    if (held !== this.was) { this.was = held; this.changed(held); }
+    if (held !== this.was) { this.was = held; this.endedAt = now; this.changed(held); }
   }
 }

@@ -91,7 +91,7 @@ export class Queue {
     $("player").hidden = false;
     $("player-title").textContent = found.task || `Episode …${episode.slice(-6)}`;
     const helped = found.source.filter((s) => s === 1).length;
-    $("player-facts").textContent = [`${found.steps} steps, ${found.seconds.toFixed(1)} s`, helped ? `${helped} by a person` : "", found.version >= 0 ? `version ${found.version}` : ""].filter(Boolean).join(" · ");
+    $("player-facts").textContent = [`${found.steps} steps, ${found.seconds.toFixed(1)} s`, helped ? `${helped} by a person` : "", found.version > 0 ? `version ${found.version}` : found.version === 0 ? "base policy" : ""].filter(Boolean).join(" · ");
     this.show = film($("player-pictures"), episode, found.cameras);
     $("scrub").value = 0;
     this.seek(0);

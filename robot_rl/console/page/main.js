@@ -73,8 +73,10 @@ function run() {
     return answer.ok;
   };
   $("seat").onclick = () => (drive.mine ? ask("leave_seat") : sit());
+  // This page drove, and was lost to the person: the robot holds until somebody hands it back or drives on.
+  const left = () => drive.mine && state?.control === "human" && !drive.was && performance.now() - drive.endedAt > 800;
   $("take-over").onclick = async () => {
-    if (drive.latched || drive.was) {
+    if (drive.latched || drive.was || left()) {
       drive.letGo();
       ask("hand_back");
     } else if (drive.mine || (await sit())) {
@@ -106,7 +108,7 @@ function run() {
     button.onclick = () => {
       drive.letGo();
       document.body.dataset.tab = button.dataset.view;
-      for (const other of document.querySelectorAll("[data-view]")) other.toggleAttribute("aria-current", other === button);
+      for (const other of document.querySelectorAll("[data-view]")) other === button ? other.setAttribute("aria-current", "page") : other.removeAttribute("aria-current");
       compare.leave();
       if (button.dataset.view === "label") queue.load(!queue.chosen);
       if (button.dataset.view === "compare") compare.load();
@@ -145,7 +147,7 @@ function run() {
     const control = $("control");
     const held = state.control === "autonomous" && !["running", "paused"].includes(state.episode.state);
     control.dataset.state = state.control === "human" && driving ? "you" : held ? "hold" : state.control;
-    put("control-text", state.control === "human" && driving ? "You drive" : held ? "The robot waits" : CONTROL[state.control] ?? state.control);
+    put("control-text", state.control === "human" && driving ? "You drive" : left() ? "The robot holds" : held ? "The robot waits" : CONTROL[state.control] ?? state.control);
     put("control-detail", state.seat ? `${mine ? "you are" : `${state.seat.operator} is`} at the controls` : "nobody is at the controls");
     const episode = state.episode;
     put("episode", episode.index ? `${episode.index} ${episode.state === "running" ? "" : `· ${episode.outcome && episode.outcome !== "none" ? episode.outcome : episode.state}`}` : "–");
@@ -159,7 +161,7 @@ function run() {
     put("seat", mine ? "Leave the controls" : "Take the controls");
     $("seat").disabled = !mine && state.seat !== null;
     $("operator").disabled = mine;
-    put("take-over", drive.latched || (driving && mine) ? "Hand back" : "Take over");
+    put("take-over", drive.latched || (driving && mine) || left() ? "Hand back" : "Take over");
     $("take-over").classList.toggle("mine", drive.latched || driving);
     $("take-over").disabled = !mine && state.seat !== null;
     for (const id of ["success", "failure", "undo", "discard", "start", "hold", "arm", "reset-estop", "promote", "rollback", "pause", "hold-drive", "gripper"]) $(id).disabled = !mine;
@@ -256,6 +258,7 @@ function run() {
   setInterval(() => {
     $("link").classList.toggle("on", link.fresh);
     put("link-text", !link.open ? "connecting" : link.fresh ? "live" : "slow");
+    if (state?.control === "human") show();
     if (link.open && $("banner").textContent.startsWith("The connection")) show();
   }, 250);
   setInterval(() => { if (!document.hidden) { drawCurve(); queue.count(); } }, 15000);
