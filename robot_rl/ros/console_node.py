@@ -77,12 +77,12 @@ class ConsoleNode(PlainNode):
         self._view = SessionView(robot=self.robot.name, run=run_dir.name)
         self._weights: dict[str, WeightsNotice] = {}
         self._joy = self.create_publisher(Joy, CONSOLE_JOY, qos.LATEST)
-        self._services = {
+        self._calls = {
             service: self.create_client(Trigger if value is None else SetBool, service) for service, value in CALLS.values()
         } | {service: self.create_client(SetBool, service) for service in SWITCHES.values()}
-        self._services[names.START_EPISODE] = self.create_client(Trigger, names.START_EPISODE)
+        self._calls[names.START_EPISODE] = self.create_client(Trigger, names.START_EPISODE)
         if p["reset_service"]:
-            self._services[p["reset_service"]] = self.create_client(Trigger, p["reset_service"])
+            self._calls[p["reset_service"]] = self.create_client(Trigger, p["reset_service"])
         self._setters = {
             n: self.create_client(SetParameters, f"{n}/set_parameters") for n in ("policy_node", "intervention_node")
         }
@@ -122,7 +122,7 @@ class ConsoleNode(PlainNode):
             take = partial(self._on_packed if packed else self._on_image, camera)
             profile = qos.profile(source.qos.reliability, source.qos.durability, 1)
             self.listen(CompressedImage if packed else Image, source.topic, take, profile)
-        for topic in self.parameters["cameras"]:
+        for topic in self.parameters["cameras"] or ():
             camera = topic.strip("/").removesuffix("/compressed").removesuffix("/image_raw").replace("/", "_")
             shown.append(camera)
             packed = topic.endswith("/compressed")
@@ -279,7 +279,7 @@ class ConsoleNode(PlainNode):
 
     async def _call(self, service: str, value: bool | None) -> Answer:
         request = Trigger.Request() if value is None else SetBool.Request(data=value)
-        found = await self._send(self._services[service], request, service)
+        found = await self._send(self._calls[service], request, service)
         if isinstance(found, str):
             return Answer(False, found)
         return Answer(bool(found.success), str(found.message))
