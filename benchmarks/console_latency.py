@@ -38,7 +38,7 @@ def measure(watchers: int, seconds: float, width: int) -> dict[str, object]:
             page.click("#seat")
             wait(page, "(window.frameStats.front ?? []).length > 20")
             page.evaluate("for (const k in window.frameStats) window.frameStats[k].length = 0")
-            began, steps = time.monotonic(), console.session.most_commands
+            began, steps = time.monotonic(), console.session.ticks
             page.wait_for_timeout(seconds * 1000)
             took = time.monotonic() - began
             ages = page.evaluate("window.frameStats")
@@ -50,7 +50,7 @@ def measure(watchers: int, seconds: float, width: int) -> dict[str, object]:
             return {
                 "watchers": watchers, "camera_to_screen": figures(every),
                 "pictures_a_second": {k: round(len(v) / took, 1) for k, v in sorted(ages.items())},
-                "button_to_answer": figures(asked), "control_hz": round((console.session.most_commands - steps) / took, 1),
+                "button_to_answer": figures(asked), "control_hz": round((console.session.ticks - steps) / took, 1),
                 "watchers_pictures_a_second": [
                     round(sum(len(v) for v in o.evaluate("window.frameStats").values()) / 2 / (time.monotonic() - began), 1) for o in others
                 ],

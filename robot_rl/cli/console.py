@@ -162,6 +162,7 @@ def _simulated(run: Path, folder: Path, seed: int, *, auto: bool) -> tuple[Any, 
     made = SimulatedSession(
         lambda: _environment(config), policies, folder / "store", cameras=cameras, seed=seed, auto=auto,
         n_obs_steps=host.spec.n_obs_steps, n_action_steps=host.spec.n_action_steps,
+        noise_shape=host.spec.noise_shape, chunk_horizon=host.spec.horizon,
     )  # fmt: skip
     return made, versions
 

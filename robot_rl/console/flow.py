@@ -110,6 +110,9 @@ class SessionFlow:
         if self.path.exists():
             data = json.loads(self.path.read_text(encoding="utf-8"))
             self.kept = _Kept(**data)
+            if self.done:  # that session is over: this is the next one
+                self.path.rename(self.path.with_name(f"session-{self.kept.ended_ns}.json"))
+                self.kept = _Kept()
             if self.kept.blind is not None:
                 self.blind = BlindTest.from_json(self.kept.blind)
         self.stage: Literal["prompt", "countdown", "starting", "running", "label"] = "prompt"

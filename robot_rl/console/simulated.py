@@ -32,6 +32,7 @@ from robot_rl.types import ActionSpec, Decision, EpisodeMeta, Observation, Rewar
 
 S = 1_000_000_000
 DEADBAND = 0.05
+STOP_S = 1.0
 AXIS_OF = {"x": 0, "y": 1, "z": 2, "roll": 3, "pitch": 4, "yaw": 5}
 
 
@@ -66,13 +67,15 @@ class SimulatedSession:
         size: (width, height) of the pictures.
         store: folder; made where there is none.
         rate_hz: control steps a second; 0: the environment's own rate.
+        noise_shape, chunk_horizon: of the policies' decisions, as the store keeps them.
         auto: an episode begins by itself half a second after the last one.
     """
 
     def __init__(
         self, make_env: Callable[[], Environment], policies: Mapping[int, Decider], store: Path, *, cameras: tuple[str, ...] = (),
         size: tuple[int, int] = (320, 240), rate_hz: float = 0.0, seed: int = 0, auto: bool = False, safety: SafetyConfig | None = None,
-        n_obs_steps: int = 1, n_action_steps: int = 1, camera_hz: float = 20.0,
+        n_obs_steps: int = 1, n_action_steps: int = 1, camera_hz: float = 20.0, noise_shape: tuple[int, int] | None = None,
+        chunk_horizon: int | None = None,
     ) -> None:  # fmt: skip
         if 0 not in policies:
             raise ValueError(f"policies of versions {sorted(policies)}: accepted is a table with 0, the base")
@@ -80,6 +83,7 @@ class SimulatedSession:
         self._make_env, self._policies, self._path = make_env, dict(policies), store
         self._names, self._size, self._rate, self._seed, self._auto = cameras, size, rate_hz, seed, auto
         self._safety_config, self._n_obs, self._n_action = safety or SafetyConfig(), n_obs_steps, n_action_steps
+        self._chunks = {"noise_shape": noise_shape, "chunk_horizon": chunk_horizon}
         self._guard = threading.RLock()
         self._view = SessionView(robot="simulated", run=store.parent.name, cameras=cameras, guard="ok", armed=True,
                                  nodes={"simulation": "active"})  # fmt: skip
@@ -87,7 +91,7 @@ class SimulatedSession:
         self._gripper_open, self._gripper_down = True, False
         self._ending: bool | None = None
         self._start = self._abort = self._running = self._holding = self._use_base = False
-        self._estopped = False
+        self._estopped, self._stopped_at = False, 0.0
         self._promoted: list[int] = [0]
         self._last_label: RewardEvent | None = None
         self._traces: list[TracePoint] = []
@@ -95,7 +99,7 @@ class SimulatedSession:
         self._ready = threading.Event()
         self.error: BaseException | None = None
         self.commands: list[np.ndarray] = []  # the last ones that were executed
-        self.most_commands = 0
+        self.ticks = 0
         self._thread = threading.Thread(target=self._run, name="session", daemon=True)
 
     # ---- life
@@ -158,11 +162,15 @@ class SimulatedSession:
                 return Answer(False, why)
             self._start = True
         elif name == "estop":
-            self._estopped, self._start = True, False
+            self._estopped, self._start, self._stopped_at = True, False, time.monotonic()
             self._say(control="estop", guard="estop", guard_reason="pressed on the page", armed=False)
         elif name == "reset_estop":
             if not self._estopped:
                 return Answer(False, "the e-stop is not latched")
+            if time.monotonic() - self._stopped_at < STOP_S:
+                return Answer(False, "the e-stop lasts a second at least")
+            if self._drive is not None and self._drive[0].held and time.monotonic_ns() - self._drive[1] < S:
+                return Answer(False, "let go of the controls first")
             self._estopped = False
             self._arbiter.state = State.AUTONOMOUS
             self._say(control="autonomous", guard="ok", guard_reason="")
@@ -230,7 +238,8 @@ class SimulatedSession:
             if (self._path / "store.json").exists():
                 self._store = EpisodeStore.open(self._path, mode="a")
             else:
-                self._store = EpisodeStore.create(self._path, observation_features=env.spec.observation_features, action=spec)
+                features: Any = env.spec.observation_features
+                self._store = EpisodeStore.create(self._path, observation_features=features, action=spec, **self._chunks)
             self._arbiter = OperatorArbiter(spec)
             self._loop = ControlLoop(
                 spec, ChunkScheduler(spec, self._n_action), SafetyFilter(self._safety_config, spec, 1.0 / self._period),
@@ -320,7 +329,7 @@ class SimulatedSession:
             loop.correct(command, Source.HOLD)
         pending = loop._pending
         control = "hold" if pending is None else pending.source.name.lower()
-        self.most_commands += 1
+        self.ticks += 1
         self.commands = [*self.commands[-199:], command]
         seen, reward, terminated, truncated, info = env.step(command)
         ended = self._ending is not None

@@ -152,6 +152,8 @@ def test_every_button_does_what_it_says(tmp_path, browser):
         state(page, "control", "estop")
         page.wait_for_selector("#banner:has-text('Emergency stop')")
         state(page, "episode.state", "committed")
+        page.click("#arm")  # refused while it is latched
+        page.wait_for_timeout(1100)  # a stop lasts a second at least
         page.click("#reset-estop")
         state(page, "guard", "ok")
         page.click("#arm")

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="pip install 'robot_rl[console]'")
 pytest.importorskip("uvicorn", reason="pip install 'robot_rl[console]'")
+httpx = pytest.importorskip("httpx", reason="pip install httpx")
 
-import httpx
 from console_kit import ACTION, live
 
 from robot_rl.console.clips import ClipRecorder, Clips

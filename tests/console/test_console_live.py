@@ -32,12 +32,12 @@ async def at_the_controls(page: Page, name: str = "ann") -> None:
 async def drive_for(console, page: Page, steps: int) -> None:
     """Forward, for so many control steps under a person's control."""
     until, first = time.monotonic() + 30.0, None
-    while first is None or console.session.most_commands < first + steps:
+    while first is None or console.session.ticks < first + steps:
         assert time.monotonic() < until, page.state
         await page.drive(FORWARD)
         await page.hear(0.02)
         if first is None and page.state["control"] == "human":
-            first = console.session.most_commands
+            first = console.session.ticks
 
 
 def test_an_episode_by_hand_from_take_over_to_label(tmp_path):
@@ -86,9 +86,9 @@ def test_a_lost_connection_stops_the_robot_and_nobody_goes_on_by_themselves(tmp_
             second = Page(other)
             await second.until(lambda s: s["seat"] is None, "the seat is free", 5.0)
             await asyncio.sleep(0.3)
-            before = len(console.session.commands), console.session.most_commands
+            before = len(console.session.commands), console.session.ticks
             await asyncio.sleep(0.5)
-            new = console.session.most_commands - before[1]
+            new = console.session.ticks - before[1]
             assert new >= 5
             moved = np.abs([c[:4] for c in console.session.commands[-new:]]).max()
             assert moved == 0.0, "the robot holds"
@@ -171,8 +171,8 @@ def test_commands_leave_through_the_safety_filter(tmp_path):
             await at_the_controls(page)
             await page.ask("start_episode")
             await page.until(lambda s: s["episode"]["state"] == "running", "an episode")
-            began = console.session.most_commands
-            while console.session.most_commands < began + 40:
+            began = console.session.ticks
+            while console.session.ticks < began + 40:
                 await page.drive([float(np.sign(np.sin(page.seq / 5)))] * 6, gripper=bool(page.seq % 3))
                 await page.hear(0.02)
         commands = np.array(console.session.commands)

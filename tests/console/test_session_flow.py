@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="pip install 'robot_rl[console]'")
 pytest.importorskip("uvicorn", reason="pip install 'robot_rl[console]'")
+httpx = pytest.importorskip("httpx", reason="pip install httpx")
 
-import httpx
 from console_kit import Page, connect, live
 
 from robot_rl.console.bridge import EpisodeView, SessionView, WeightsView
@@ -197,6 +197,8 @@ def test_a_session_goes_on_where_it_was(tmp_path):
         second.play()
     assert again.blind.order == flow.blind.order
     assert json.loads((tmp_path / "session.json").read_text())["phase"] == "report"
+    assert SessionFlow(flow.config, tmp_path).kept.phase == "preflight", "a finished session is followed by the next one"
+    assert len(list(tmp_path.glob("session-*.json"))) == 1
 
 
 def test_a_live_session_hides_who_acts_until_the_end(tmp_path):
