@@ -19,6 +19,8 @@ VERBS = {
     "serve": ("robot_rl.cli.serve:serve", "serve a policy to robots: batched, with noise and a token"),
     "reward": ("robot_rl.cli.rewards:reward", "label a store's episodes with a reward source, report on one, train one"),
     "up": ("robot_rl.cli.graph:up", "start a ROS graph: session, sim_session, teleop_session, fleet"),
+    "session": ("robot_rl.cli.console:session", 'guide a person from "robot on" to "policy better", with a blind comparison'),
+    "console": ("robot_rl.cli.console:console", "serve the operator's page: cameras, take-over, labels, weights"),
     "doctor": ("robot_rl.cli.data:doctor", "check this machine, or say which heads a policy supports"),
 }
 

@@ -67,6 +67,9 @@ def reward(argv: Sequence[str]) -> int:
         "--vlm", default="{}", metavar="JSON", help="server and budget, as `vlm:` of a source (preference)"
     )
     added["train"].add_argument("--pairs", type=int, default=200, help="pairs of frames to ask about (preference)")
+    added["train"].add_argument(
+        "--comparisons", default="", metavar="FILE", help="choices made on the operator's page, instead of a server (preference)"
+    )
     added["train"].add_argument("--goal", default="", help="where episodes name no task (preference)")
     added["train"].add_argument("--seed", type=int, default=0)
     fake = added["fake-vlm"]
@@ -155,7 +158,7 @@ def train(arguments: argparse.Namespace) -> int:
     options = TrainOptions(
         kind=arguments.kind, cameras=tuple(c for c in arguments.cameras.split(",") if c), encoder=_mapping(arguments.encoder, "--encoder"),
         grid=arguments.grid, model=_mapping(arguments.options, "--options"), positive_frames=arguments.positive_frames,
-        every=arguments.every, seed=arguments.seed, vlm=_mapping(arguments.vlm, "--vlm"), pairs=arguments.pairs, goal=arguments.goal,
+        every=arguments.every, seed=arguments.seed, vlm=_mapping(arguments.vlm, "--vlm"), pairs=arguments.pairs, goal=arguments.goal, comparisons=arguments.comparisons,
         gripper=arguments.gripper, position=_indices(arguments.position),
     )  # fmt: skip
     with EpisodeStore.open(arguments.store) as store:

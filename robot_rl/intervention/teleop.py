@@ -118,6 +118,11 @@ class Gamepad(TeleopDevice):
             if self.buttons.gripper in fresh:
                 self._gripper = not self._gripper if self._gripper is not None else False
 
+    def set_gripper(self, *, open_: bool) -> None:
+        """For a device that says which way, instead of toggling."""
+        with self._lock:
+            self._gripper = open_
+
     def poll(self, now_ns: int) -> Reading:
         with self._lock:
             held = self.buttons.deadman in self._down

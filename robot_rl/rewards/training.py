@@ -37,6 +37,7 @@ class TrainOptions:
     gripper, position: of ``process``: which numbers of ``observation.state`` are the gripper's opening and the hand's place.
     vlm, pairs, goal: of ``preference``: the model server that compares, how many pairs it is asked about, and the goal where
         episodes name no task.
+    comparisons: of ``preference``: file of choices that people made on the operator's page; then nobody else is asked.
     """
 
     kind: Literal["classifier", "process", "progress", "preference", "video_likelihood"]
@@ -52,6 +53,7 @@ class TrainOptions:
     vlm: dict[str, Any] = field(default_factory=dict)
     pairs: int = 200
     goal: str = ""
+    comparisons: str = ""
 
 
 def train_model(
@@ -162,12 +164,18 @@ def _process(
 def _preference(
     episodes: list[Episode], features: FeatureConfig, options: TrainOptions, budget: FitBudget, out: Path
 ) -> tuple[str, FitReport]:
-    """Ask a VLM to compare frames of any episodes, successes or not, and learn what it prefers."""
+    """Ask a VLM to compare frames of any episodes, successes or not, or read what people chose; and learn what was preferred."""
+    from robot_rl.rewards.comparisons import read_comparisons, segment_pairs
     from robot_rl.rewards.preference import label_pairs, save_preferences
     from robot_rl.rewards.preference_model import PreferenceConfig, choose_pairs, fit_preferences
     from robot_rl.rewards.vlm.client import VlmClient
     from robot_rl.rewards.vlm.config import vlm_config
 
+    if options.comparisons:
+        reader = FrameFeatures(features)
+        frames, chosen = segment_pairs(read_comparisons(options.comparisons), episodes, features.cameras)
+        model, report = fit_preferences(reader(frames), chosen, PreferenceConfig(**options.model), budget, seed=options.seed)
+        return save_preferences(out, model, reader), report
     goals = {e.meta.task or options.goal for e in episodes}
     if len(goals) != 1 or not next(iter(goals)):
         raise ValueError(

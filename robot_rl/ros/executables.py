@@ -48,5 +48,9 @@ def intervention_node() -> int:
     return _run("intervention_node")
 
 
+def console_node() -> int:
+    return _run("console_node")
+
+
 def monitor_node() -> int:
     return _run("monitor_node")

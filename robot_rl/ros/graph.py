@@ -149,6 +149,10 @@ COMMON = (
     ),
     ArgSpec("use_respawn", "true", "start nodes again when they die", boolean=True),
     ArgSpec("operator", "joy", "devices of the person, separated by commas; none: nobody"),
+    ArgSpec("console", "false", "serve the operator's page", boolean=True),
+    ArgSpec("console_bind", "127.0.0.1", "address of the page; beyond loopback it needs console_token_file"),
+    ArgSpec("console_port", "8780", "its port; 0: any free one"),
+    ArgSpec("console_token_file", "", "file of mode 0600 with the page's token"),
     ArgSpec("fastdds_profile", "auto", "auto: the shipped profile for images; none; or a path"),
     ArgSpec("run_dir", "", "folder of the run: store, weights, checkpoints"),
     ArgSpec("robot", "", "name in configs/robots/ or path of a robot description", required=True),
@@ -174,6 +178,19 @@ SIM = (
     ArgSpec("headless", "true", "no window", boolean=True),
     ArgSpec("realtime_factor", "1.0", "simulated seconds a second; 0: as fast as the graph answers"),
     ArgSpec("images", "off", "what simulated cameras publish", ("raw", "jpeg", "both", "off")),
+)
+GUIDE = (
+    ArgSpec(
+        "guide",
+        "false",
+        "walk the operator through a session on the page: checks, baseline, training, comparison",
+        boolean=True,
+    ),
+    ArgSpec("baseline_episodes", "20", "of the old policy before training; 0: none"),
+    ArgSpec("training_episodes", "0", "after so many training ends; 0: when the operator says so"),
+    ArgSpec("comparison_episodes", "20", "of each policy in the blind comparison; 0: none"),
+    ArgSpec("reset_s", "5.0", "countdown between ready and the start of an episode"),
+    ArgSpec("hands_off", "false", "nobody has to reset or start anything", boolean=True),
 )
 EPISODES = (
     ArgSpec("max_episode_s", "10.0", "longest episode"),
@@ -251,12 +268,33 @@ class _Robot:
 
     def people(self) -> list[NodeSpec]:
         devices = [d for d in self.a.names("operator") if d != "none"]
+        if self.console_wanted and "console" not in devices:
+            devices.append("console")
         for device in devices:
             if device not in DEVICES:
                 raise GraphError(f"operator:={device}: accepted are none, {', '.join(DEVICES)}")
         if not devices:
             return []
         return [self.node("intervention_node", 2, {"robot": self.a["robot"], "devices": devices})]
+
+    @property
+    def console_wanted(self) -> bool:
+        return self.a.true("console") or self.a.true("guide")
+
+    def console(self) -> list[NodeSpec]:
+        a = self.a
+        if not self.console_wanted:
+            return []
+        params: dict[str, Any] = {
+            "robot": a["robot"], "store": self.store, "run_dir": self.run_dir, "http_bind": a["console_bind"],
+            "http_port": a.number("console_port", int), "token_file": a["console_token_file"],
+        }  # fmt: skip
+        if self.sim:
+            params["reset_service"] = "sim_node/reset"
+        if a.true("guide"):
+            params |= {"guide": True, "hands_off": a.true("hands_off"), "reset_s": a.number("reset_s")}
+            params |= {n: a.number(n, int) for n in ("baseline_episodes", "training_episodes", "comparison_episodes")}
+        return [self.node("console_node", 2, params)]
 
     def rewards(self) -> list[NodeSpec]:
         out = []
@@ -291,7 +329,8 @@ class _Robot:
         if policy == "none":
             params |= {"policy": "none", "head": ""}
         if self.sim:
-            params |= {"episode_mode": "auto", "reset_service": "sim_node/reset"}
+            if not a.true("guide"):  # a guided session starts its episodes itself
+                params |= {"episode_mode": "auto", "reset_service": "sim_node/reset"}
             if "environment" in a.names("rewards"):
                 params["end_on_reward"] = ["env"]
         return self.node("policy_node", 6, params, remaps=remaps)
@@ -327,7 +366,7 @@ def _need_run_dir(a: Arguments) -> str:
 
 def _session(a: Arguments, *, sim: bool) -> list[NodeSpec]:
     robot = _Robot(a, a["namespace"], sim=sim, local=sim, run_dir=_need_run_dir(a))
-    nodes = [robot.guard(), *robot.people(), *robot.rewards(), *robot.shipper(), robot.policy()]
+    nodes = [robot.guard(), *robot.people(), *robot.console(), *robot.rewards(), *robot.shipper(), robot.policy()]
     if sim:
         nodes.append(robot.simulation(clock=robot.sim_time))
     if a["recipe"] and not a["learner_url"]:
@@ -338,7 +377,7 @@ def _session(a: Arguments, *, sim: bool) -> list[NodeSpec]:
 def _teleop(a: Arguments) -> list[NodeSpec]:
     sim = bool(a["env"])
     robot = _Robot(a, a["namespace"], sim=sim, local=sim, run_dir=_need_run_dir(a))
-    nodes = [robot.guard(), *robot.people(), robot.policy(policy="none")]
+    nodes = [robot.guard(), *robot.people(), *robot.console(), robot.policy(policy="none")]
     if sim:
         nodes.append(robot.simulation(clock=robot.sim_time))
     return [*nodes, robot.monitor(nodes)]
@@ -383,13 +422,13 @@ GRAPHS: dict[str, GraphSpec] = {
         GraphSpec(
             "session",
             "a real robot whose drivers run already",
-            (*COMMON, *LEARNING, *EPISODES),
+            (*COMMON, *LEARNING, *EPISODES, *GUIDE),
             lambda a: _session(a, sim=False),
         ),
         GraphSpec(
             "sim_session",
             "a simulated robot and the whole graph",
-            _but((*COMMON, *LEARNING, *SIM, *EPISODES), use_sim_time="true", robot="sim_arm", rewards="environment"),
+            _but((*COMMON, *LEARNING, *SIM, *EPISODES, *GUIDE), use_sim_time="true", robot="sim_arm", rewards="environment"),
             lambda a: _session(a, sim=True),
         ),
         GraphSpec(
@@ -407,7 +446,7 @@ GRAPHS: dict[str, GraphSpec] = {
             "learner",
             "the learner's side where robots share no folder with it",
             (
-                *(x for x in COMMON if x.name not in ("robot", "operator")),
+                *(x for x in COMMON if x.name not in ("robot", "operator") and not x.name.startswith("console")),
                 *(
                     x
                     for x in LEARNING
@@ -423,7 +462,10 @@ GRAPHS: dict[str, GraphSpec] = {
             "many robots, one learner",
             (
                 *_but(
-                    (*COMMON, *LEARNING, *_but(SIM, env=""), *EPISODES), operator="none", rewards="environment", robot="sim_arm"
+                    (*(x for x in COMMON if not x.name.startswith("console")), *LEARNING, *_but(SIM, env=""), *EPISODES),
+                    operator="none",
+                    rewards="environment",
+                    robot="sim_arm",
                 ),
                 ArgSpec("robots", "", "namespaces, separated by commas; empty: robot_0 ... robot_<n-1>"),
                 ArgSpec("n", "4", "how many robots where none are named"),

@@ -9,7 +9,9 @@ from robot_rl.ros.names import (
     DIAGNOSTICS,
     EPISODE_STATUS,
     ESTOP,
+    GUARD_STATE,
     HEARTBEAT,
+    INTERVENTION_STATE,
     METRICS,
     NODES,
     OPERATOR_STATE,
@@ -34,6 +36,7 @@ JOY = "joy"
 SPACENAV = "spacenav/twist_stamped"
 LEADER = "leader/joint_states"
 LEADER_COMMAND = "leader/command"
+CONSOLE_JOY = "console/joy"
 DEVICES = ("joy", "spacemouse", "leader", "keyboard", "console", "replay")
 
 MORE_TOPICS: dict[str, Topic] = {
@@ -43,6 +46,7 @@ MORE_TOPICS: dict[str, Topic] = {
         Topic(SPACENAV, "geometry_msgs/msg/TwistStamped", "latest", "device"),
         Topic(LEADER, "sensor_msgs/msg/JointState", "latest", "device"),
         Topic(LEADER_COMMAND, "sensor_msgs/msg/JointState", "command", "send time"),
+        Topic(CONSOLE_JOY, "sensor_msgs/msg/Joy", "latest", "arrival at the page's server"),
         Topic(DIAGNOSTICS_AGG, RECORDS, "diag", "send time"),
         Topic(TOPLEVEL, "diagnostic_msgs/msg/DiagnosticStatus", "diag"),
     )
@@ -118,6 +122,7 @@ INTERVENTION_PARAMETERS = (
     Parameter("align_max_gap", 0.15, "an absolute device takes over only within this distance, rad", RUN_TIME, (0.02, 1.0)),
     Parameter("align_s", 2.0, "time over which an actuated leader is driven to the robot", RUN_TIME, (0.5, 10.0)),
     Parameter("twist_frame", "", "frame of twists; empty: the robot description's base", FIXED),
+    Parameter("lerobot", "", "YAML file of a LeRobot teleoperator that is read instead of the topic of leader or joy", FIXED),
 )
 
 MONITOR_PARAMETERS = (
@@ -165,7 +170,7 @@ INTERVENTION_NODE = NodeTable(
     "Devices to take-over requests, operator commands, human rewards and the e-stop.",
     lifecycle=False,
     publishes=_topics(OPERATOR_STATE, "operator/action/<ch>", LEADER_COMMAND, REWARD_EVENTS, REWARD_VALUE, ESTOP, DIAGNOSTICS),
-    subscribes=_topics(JOY, SPACENAV, LEADER, "joint_states", EPISODE_STATUS),
+    subscribes=_topics(JOY, SPACENAV, LEADER, CONSOLE_JOY, "joint_states", EPISODE_STATUS),
     services=(Service("intervention_node/engage", SET_BOOL, "toggle devices: engage (alignment first), release"),),
     parameters=INTERVENTION_PARAMETERS,
 )
@@ -184,8 +189,42 @@ MONITOR_NODE = NodeTable(
     parameters=MONITOR_PARAMETERS,
 )
 
+CONSOLE_PARAMETERS = (
+    Parameter("robot", "", "name in configs/robots/ or path of a robot description", FIXED, required=True),
+    Parameter("store", "", "episode store to label and to show; empty: store in run_dir", FIXED),
+    Parameter("http_bind", "127.0.0.1", "address of the page", FIXED),
+    Parameter("http_port", 8780, "its port; 0: any free one", FIXED, (0, 65535)),
+    Parameter("token_file", "", "file of mode 0600 with the page's token; needed beyond loopback", FIXED),
+    Parameter("certificate", "", "PEM file; with key: https, which browsers ask for before they give a gamepad", FIXED),
+    Parameter("key", "", "PEM file of the certificate's key", FIXED),
+    Parameter("cameras", (), "further image topics to show beside the robot description's", FIXED),
+    Parameter("camera_hz", 20.0, "pictures a second and camera at most", FIXED, (1.0, 60.0)),
+    Parameter("jpeg_quality", 75, "of the pictures the node encodes", FIXED, (10, 100)),
+    Parameter("width", 640, "of the pictures at most", FIXED, (64, 3840)),
+    Parameter("reset_service", "", "Trigger service called before an episode starts (simulation)", FIXED),
+    Parameter(
+        "guide", False, "walk the operator through a session: checks, baseline, training, blind comparison, report", FIXED
+    ),
+    Parameter("baseline_episodes", 20, "of the old policy before training; 0: none", FIXED, (0, 10000)),
+    Parameter("training_episodes", 0, "after so many training ends; 0: when the operator says so", FIXED, (0, 10000)),
+    Parameter("comparison_episodes", 20, "of each policy in the blind comparison; 0: none", FIXED, (0, 10000)),
+    Parameter("reset_s", 5.0, "countdown between ready and the start of an episode", FIXED, (0.0, 600.0)),
+    Parameter("hands_off", False, "nobody has to reset or start anything (simulation)", FIXED),
+)
+
+CONSOLE_NODE = NodeTable(
+    "console_node",
+    "Serves the operator's page: cameras, take-over, labels, weights, and the steps of a session.",
+    lifecycle=False,
+    publishes=_topics(CONSOLE_JOY, DIAGNOSTICS),
+    subscribes=_topics(
+        "<observation>", EPISODE_STATUS, INTERVENTION_STATE, GUARD_STATE, REWARD_EVENTS, WEIGHTS, METRICS, SESSION_STATUS
+    ),
+    parameters=CONSOLE_PARAMETERS,
+)
+
 ALL_NODES: dict[str, NodeTable] = {
     **NODES,
-    **{t.name: t for t in (LEARNER_NODE, REWARD_NODE, VLM_REWARD_NODE, INTERVENTION_NODE, MONITOR_NODE)},
+    **{t.name: t for t in (LEARNER_NODE, REWARD_NODE, VLM_REWARD_NODE, INTERVENTION_NODE, MONITOR_NODE, CONSOLE_NODE)},
 }
 """Every node by executable."""

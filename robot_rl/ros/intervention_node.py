@@ -17,6 +17,7 @@ from std_msgs.msg import Bool, Float64
 from std_srvs.srv import SetBool
 
 from robot_rl.intervention.devices import align_step, joint_gap
+from robot_rl.intervention.lerobot_devices import LeRobotConfig, LeRobotReader
 from robot_rl.intervention.teleop import Buttons, Gamepad, Keyboard, Leader, Reading, SpaceMouse, TeleopDevice, TerminalReader
 from robot_rl.replay.ulid import new_ulid
 from robot_rl.robots.channels import Channel, channels_of
@@ -25,7 +26,7 @@ from robot_rl.ros import qos
 from robot_rl.ros.base import OK, WARN, PlainNode, run
 from robot_rl.ros.commands import Hop
 from robot_rl.ros.conversion import from_stamp, joint_state, read_records, records_message
-from robot_rl.ros.graph_names import INTERVENTION_NODE, JOY, LEADER, LEADER_COMMAND, SPACENAV
+from robot_rl.ros.graph_names import CONSOLE_JOY, INTERVENTION_NODE, JOY, LEADER, LEADER_COMMAND, SPACENAV
 from robot_rl.ros.names import (
     END_EPISODE,
     EPISODE_STATUS,
@@ -40,7 +41,7 @@ from robot_rl.ros.names import (
 from robot_rl.ros.synchroniser import Feedback
 from robot_rl.wire import EpisodeStatus, OperatorState, StepReward
 
-JOY_TOPICS = {"joy": JOY, "console": "console/joy", "replay": "replay/joy"}
+JOY_TOPICS = {"joy": JOY, "console": CONSOLE_JOY, "replay": "replay/joy"}
 
 
 class InterventionNode(PlainNode):
@@ -77,7 +78,12 @@ class InterventionNode(PlainNode):
         self._aligning_since = 0
         self._reader: TerminalReader | None = None
         self._warned_slow = False
+        self._lerobot: LeRobotReader | None = None
+        self._lerobot_config = LeRobotConfig.load(p["lerobot"]) if p["lerobot"] else None
         self.devices = [self._device(name) for name in (p["devices"] or ("joy",))]
+        if self._lerobot_config is not None and self._lerobot is None:
+            wanted = "leader" if self._lerobot_config.joints else "joy"
+            raise ValueError(f"lerobot={p['lerobot']!r} stands in for {wanted!r}: accepted with devices that name it")
         self._check_devices()
         self.create_timer(1.0 / p["rate_hz"], self._tick)
         self.add_check("devices", self._check)
@@ -87,6 +93,18 @@ class InterventionNode(PlainNode):
     def _device(self, name: str) -> TeleopDevice:
         p = self.parameters
         common = {"deadband": p["deadband"], "latch_s": p["latch_s"]}
+        if name == "console":  # the page says x, y, z, roll, pitch, yaw, whatever pad is configured beside it
+            page = Gamepad(name, axes=range(6), **common)
+
+            def on_page(message: Joy) -> None:
+                page.feed(message.axes, message.buttons, time.monotonic_ns(), from_stamp(message.header.stamp))
+
+            self.listen(Joy, CONSOLE_JOY, on_page, qos.LATEST)
+            return page
+        if self._lerobot_config is not None and name == ("leader" if self._lerobot_config.joints else "joy"):
+            driven = Leader(**common) if name == "leader" else Gamepad(name, axes=range(6), **common)
+            self._lerobot = LeRobotReader(self._lerobot_config, driven)
+            return driven
         if name in JOY_TOPICS:
             pad = Gamepad(name, self._buttons(), **common)
 
@@ -322,6 +340,8 @@ class InterventionNode(PlainNode):
                 absent.append(f"{device.name} (only zeros: move it once)")
             if device.meter.slow:
                 level = WARN
+        if self._lerobot is not None and self._lerobot.problem:
+            return WARN, f"lerobot: {self._lerobot.problem}", values
         if absent:
             return WARN, f"silent: {', '.join(absent)}", values
         return level, "ok", values
@@ -329,6 +349,8 @@ class InterventionNode(PlainNode):
     def close(self) -> None:
         if self._reader is not None:
             self._reader.close()
+        if self._lerobot is not None:
+            self._lerobot.close()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -211,9 +211,9 @@ class PolicyNode(ManagedNode):
                     self.session.on_guard_event(event)
 
     def _on_operator_state(self, message: DiagnosticArray) -> None:
-        for state in conversion.read_records(message, OperatorState):
-            if self.session is not None:
-                self.session.on_operator(state, conversion.from_stamp(message.header.stamp))
+        states = conversion.read_records(message, OperatorState)
+        if self.session is not None and states:
+            self.session.on_operators(states, conversion.from_stamp(message.header.stamp))
 
     def _on_operator_action(self, channel: str, message: Any) -> None:
         if self.session is not None:

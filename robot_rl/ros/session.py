@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ class Session:
         self._due = self._prepared = False
         self._starts_at = 0.0  # steady seconds: an episode that has begun waits for its first control step until then
         self._operator: dict[str, tuple[np.ndarray, int]] = {}
+        self._operator_device = ""  # the one that took over last
 
     # ---- configure
 
@@ -534,6 +536,14 @@ class Session:
     def on_operator_action(self, channel: str, vector: np.ndarray, stamp_ns: int) -> None:
         self._operator[channel] = (vector, self.node.clock_ns())
 
+    def on_operators(self, states: Sequence[OperatorState], stamp_ns: int) -> None:
+        """What all devices say at one instant: the one that takes over counts, else the one that drove last, else the first."""
+        taking = next((s for s in states if s.takeover), None)
+        known = next((s for s in states if s.device == self._operator_device), states[0])
+        chosen = taking or known
+        self._operator_device = chosen.device
+        self.on_operator(chosen, stamp_ns)
+
     def on_operator(self, state: OperatorState, stamp_ns: int) -> None:
         now = self.node.clock_ns()
         action: np.ndarray | None = None
@@ -550,9 +560,11 @@ class Session:
                     fresh += 1
             action = action if fresh else None
         profile = PROFILES.get(state.device, PROFILES["joy"])
+        # A device that says "not engaged" because nothing comes from it any more is lost, which is no release: the robot holds.
+        silent_ns = 0 if state.engaged or state.age_ms is None else max(0, int(state.age_ms * 1e6))
         self.arbiter.offer(
             DeviceSample(
-                received_ns=now, stamp_ns=stamp_ns, device=state.device, profile=profile, engaged=state.engaged and state.takeover,
+                received_ns=now - silent_ns, stamp_ns=stamp_ns, device=state.device, profile=profile, engaged=state.engaged and state.takeover,
                 deadman=state.deadman, action=action, neutral=not state.engaged, operator=state.operator_id,
             )
         )  # fmt: skip
