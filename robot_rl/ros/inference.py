@@ -91,6 +91,9 @@ class InferenceWorker:
                 self._result = (item[0], self._decide(item[1]))
                 self.latencies.append(time.perf_counter() - began)  # a host that died says nothing about how long one takes
                 del self.latencies[:-200]
+            except HostGone as error:
+                self.latencies.clear()  # whoever answers next starts cold: its first decision may take as long as any first one
+                self._error = error
             except Exception as error:
                 self._error = error
             self._done.set()

@@ -140,6 +140,7 @@ def test_decisions_are_those_of_a_thread_and_a_killed_process_comes_back(run):
         there.kill("it hangs")
         with pytest.raises(HostGone):
             until(lambda: worker.poll(0.01) or False)
+        assert not worker.latencies, "the next one starts cold: its first decision is given the time of a first one"
         until(lambda: there.ready, there.look)
         same(6)
         worker.close()
