@@ -232,6 +232,8 @@ class SimulatedSession:
 
     def _run(self) -> None:
         try:
+            import robot_rl.runtime.acting  # noqa: F401  (torch, seconds that the first control step would stand still for)
+
             env = self._make_env()
             spec = env.spec.action
             self._period = 1.0 / (self._rate or env.spec.control_hz)
