@@ -244,7 +244,7 @@ def test_a_live_session_hides_who_acts_until_the_end(tmp_path):
                 await asyncio.sleep(0.1)
             return state, report.text
 
-    with live(tmp_path, skills=(0.0, 1.0), steps=12, rate_hz=40.0, flow=config, speed=0.02, cameras=()) as console:
+    with live(tmp_path, skills=(0.0, 1.0), steps=30, rate_hz=40.0, flow=config, speed=0.02, cameras=()) as console:
         state, report = asyncio.run(asyncio.wait_for(work(console), 90.0))
         flow = console.office.flow
     assert leaks == []
