@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--watchers", type=int, default=5)
     parser.add_argument("--width", type=int, default=640)
-    parser.add_argument("--screens", type=int, default=0, help="further pages of the same browser; on two cores they are the load")
+    parser.add_argument(
+        "--screens", type=int, default=0, help="further pages of the same browser; on two cores they are the load"
+    )
     parser.add_argument("--listen", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.listen:

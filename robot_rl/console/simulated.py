@@ -343,7 +343,9 @@ class SimulatedSession:
             traces={"env": tuple(self._traces)},
         )  # fmt: skip
         if ended or terminated or truncated:
-            success = self._ending if ended else bool(info.get("success"))  # the simulator knows; a person may overrule it later
+            success = (
+                self._ending if ended else bool(info.get("success"))
+            )  # the simulator knows; a person may overrule it later
             return self._finish("ended", success, "" if ended or terminated else "time limit", seen)
         return seen
 
