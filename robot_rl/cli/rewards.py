@@ -68,7 +68,10 @@ def reward(argv: Sequence[str]) -> int:
     )
     added["train"].add_argument("--pairs", type=int, default=200, help="pairs of frames to ask about (preference)")
     added["train"].add_argument(
-        "--comparisons", default="", metavar="FILE", help="choices made on the operator's page, instead of a server (preference)"
+        "--comparisons",
+        default="",
+        metavar="FILE",
+        help="choices made on the operator's page, instead of a server (preference)",
     )
     added["train"].add_argument("--goal", default="", help="where episodes name no task (preference)")
     added["train"].add_argument("--seed", type=int, default=0)

@@ -75,7 +75,7 @@ class Cameras:
         self._quality, self._width = quality, width
         self._guard = threading.Condition()
         self._offered: dict[str, tuple[np.ndarray | bytes, int]] = {}
-        self._taken_ns: dict[str, int] = {}
+        self._due_ns: dict[str, int] = {}
         self._newest: dict[str, Frame] = {}
         self._listeners: list[Callable[[], None]] = []
         self._stop = False
@@ -86,7 +86,7 @@ class Cameras:
 
     def due(self, camera: str) -> bool:
         """Whether a picture offered now would be taken: those that would not need no decoding."""
-        return time.monotonic_ns() - self._taken_ns.get(camera, -(10**18)) >= 0.9 * self.period_ns
+        return time.monotonic_ns() >= self._due_ns.get(camera, 0) - self.period_ns // 2
 
     def offer(self, camera: str, picture: np.ndarray | bytes, stamp_ns: int) -> None:
         """The newest picture of a camera: (H, W, 3) uint8 RGB, or a JPEG. An older one that waits is dropped. Never waits.
@@ -94,11 +94,11 @@ class Cameras:
         The caller must not change the array afterwards.
         """
         with self._guard:
-            # A tenth of a period early is not too soon: cameras jitter, and every second picture would be lost otherwise.
             if not self.due(camera):
                 self.skipped += 1
                 return
-            self._taken_ns[camera] = time.monotonic_ns()
+            # On a schedule, not since the last one: cameras jitter, and every early picture would be lost otherwise.
+            self._due_ns[camera] = max(self._due_ns.get(camera, 0) + self.period_ns, time.monotonic_ns())
             self.skipped += camera in self._offered
             self._offered[camera] = (picture, stamp_ns)
             self._guard.notify()

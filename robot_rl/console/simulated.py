@@ -232,6 +232,8 @@ class SimulatedSession:
 
     def _run(self) -> None:
         try:
+            import robot_rl.runtime.acting  # noqa: F401  (torch, seconds that the first control step would stand still for)
+
             env = self._make_env()
             spec = env.spec.action
             self._period = 1.0 / (self._rate or env.spec.control_hz)
@@ -341,7 +343,9 @@ class SimulatedSession:
             traces={"env": tuple(self._traces)},
         )  # fmt: skip
         if ended or terminated or truncated:
-            success = self._ending if ended else bool(info.get("success"))  # the simulator knows; a person may overrule it later
+            success = (
+                self._ending if ended else bool(info.get("success"))
+            )  # the simulator knows; a person may overrule it later
             return self._finish("ended", success, "" if ended or terminated else "time limit", seen)
         return seen
 

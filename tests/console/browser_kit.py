@@ -63,4 +63,6 @@ def wait(page: Any, expression: str, patience_s: float = 20.0) -> Any:
         if found := page.evaluate(expression):
             return found
         page.wait_for_timeout(50)
-    raise AssertionError(f"{expression}: not within {patience_s:.0f} s; {json.dumps(page.evaluate('window.page && window.page.state'))[:1500]}")
+    raise AssertionError(
+        f"{expression}: not within {patience_s:.0f} s; {json.dumps(page.evaluate('window.page && window.page.state'))[:1500]}"
+    )

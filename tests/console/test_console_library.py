@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("starlette", reason="pip install 'robot_rl[console]'")
 pytest.importorskip("uvicorn", reason="pip install 'robot_rl[console]'")
-httpx = pytest.importorskip("httpx", reason="pip install httpx")
 
 from console_kit import ACTION, live
 
@@ -21,6 +20,8 @@ from robot_rl.evaluation.statistics import wilson
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.rewards.comparisons import read_comparisons, segment_pairs
 from robot_rl.types import Episode, EpisodeMeta, FeatureSpec, RewardEvent, RewardKind
+
+httpx = pytest.importorskip("httpx", reason="pip install httpx")
 
 IMAGE = "observation.images.front"
 

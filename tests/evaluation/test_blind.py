@@ -135,8 +135,12 @@ def test_the_interval_never_covers_less_than_it_says(n):
     exact = coverage(exact_difference, n, grid)
     assert exact.min() >= 0.95 - 1e-4
     assert coverage(newcombe_difference, n, grid).min() < 0.93
-    wide = np.mean([exact_difference(a, n, b, n).high - exact_difference(a, n, b, n).low for a in range(n + 1) for b in range(n + 1)])
-    quick = np.mean([newcombe_difference(a, n, b, n).high - newcombe_difference(a, n, b, n).low for a in range(n + 1) for b in range(n + 1)])
+    wide = np.mean(
+        [exact_difference(a, n, b, n).high - exact_difference(a, n, b, n).low for a in range(n + 1) for b in range(n + 1)]
+    )
+    quick = np.mean(
+        [newcombe_difference(a, n, b, n).high - newcombe_difference(a, n, b, n).low for a in range(n + 1) for b in range(n + 1)]
+    )
     assert wide < 1.25 * quick, "safe, and not by being useless"
 
 

@@ -48,7 +48,11 @@ def test_the_verbs(capsys):
     assert main(["session", *words, "--baseline", "3", "--comparison", "4", "--port", "0", "--print"]) == 0
     shown = json.loads(capsys.readouterr().out)
     page = next(n for n in shown["result"] if n["executable"] == "console_node")
-    assert (page["params"]["baseline_episodes"], page["params"]["comparison_episodes"], page["params"]["http_port"]) == (3, 4, 0)
+    assert (page["params"]["baseline_episodes"], page["params"]["comparison_episodes"], page["params"]["http_port"]) == (
+        3,
+        4,
+        0,
+    )
     for words, what in (
         (["console"], "--sim RUN or --robot"),
         (["console", "--sim", "nowhere"], "folder of a run"),

@@ -46,7 +46,12 @@ def address_of(probe, lines, look) -> str:
 
 def test_the_node_shows_what_the_graph_says(tmp_path):
     """Alone on a graph: pictures, states and rewards reach the page; a service that is not there is named."""
-    params = {"robot": "sim_arm", "run_dir": str(tmp_path), "http_port": 0, "cameras": ["side/image_raw", "top/image_raw/compressed"]}
+    params = {
+        "robot": "sim_arm",
+        "run_dir": str(tmp_path),
+        "http_port": 0,
+        "cameras": ["side/image_raw", "top/image_raw/compressed"],
+    }
     node = NodeSpec("console_node", "console_node", "t2", params)
     with running([node]) as (supervisor, probe, lines):
         url = address_of(probe, lines, supervisor.look)
@@ -66,7 +71,10 @@ def test_the_node_shows_what_the_graph_says(tmp_path):
                 ("episode_status", EpisodeStatus("e1", "running", 3, 7, task="lift", weights_version=2)),
                 ("guard_node/state", GuardState("fine", "clamp", True, now, "hash")),
                 ("reward/events", StepReward("progress", "e1", new_ulid(), 5, now, "potential", 0.5, True, False)),
-                ("weights", WeightsNotice("promoted", 2, 1, "file:///x", "a" * 64, "b" * 64, 3, "", "", "", 10, now, "promoted")),
+                (
+                    "weights",
+                    WeightsNotice("promoted", 2, 1, "file:///x", "a" * 64, "b" * 64, 3, "", "", "", 10, now, "promoted"),
+                ),
             ):
                 topics[name].publish(records_message([record], now))
             probe.spin(0.05)
@@ -77,7 +85,9 @@ def test_the_node_shows_what_the_graph_says(tmp_path):
             async with connect(url) as socket, websockets.connect(url.replace("http", "ws") + "/ws/frames", origin=url) as film:
                 page, seen = Page(socket), {}
                 until = time.monotonic() + 60.0
-                while set(seen) != {"side", "top"} or page.state.get("episode", {}).get("step") != 7 or not page.state["traces"]:
+                while (
+                    set(seen) != {"side", "top"} or page.state.get("episode", {}).get("step") != 7 or not page.state["traces"]
+                ):
                     assert time.monotonic() < until, (seen, page.state)
                     say()
                     await page.hear(0.02)
@@ -89,7 +99,12 @@ def test_the_node_shows_what_the_graph_says(tmp_path):
                     assert abs(time.time_ns() - frame.stamp_ns) < 60e9
                     assert frame.jpeg[:2] == b"\xff\xd8"
                 state = page.state
-                assert (state["guard"], state["armed"], state["weights"]["acting"], state["weights"]["promoted"]) == ("clamp", True, 2, 2)
+                assert (state["guard"], state["armed"], state["weights"]["acting"], state["weights"]["promoted"]) == (
+                    "clamp",
+                    True,
+                    2,
+                    2,
+                )
                 assert state["traces"]["progress"][0] == [5, 0.5]
                 assert state["cameras"] == ["side", "top"]
                 assert (await page.ask("take_seat", operator="ann"))["ok"]

@@ -14,10 +14,17 @@ export class Cameras {
 
   connect() {
     if (document.hidden || (this.socket && this.socket.readyState < 2)) return;
-    const socket = this.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws/frames`);
+    const socket = this.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws/frames?page=${this.page ?? 0}`);
     socket.binaryType = "arraybuffer";
     socket.onmessage = (event) => this.frame(socket, event.data);
     socket.onclose = () => setTimeout(() => this.connect(), 700);
+  }
+
+  // The person at the controls is sent more pictures than those who watch: the server has to know whose page this is.
+  of(page) {
+    this.page = page;
+    this.socket?.close();
+    this.connect();
   }
 
   view(name) {

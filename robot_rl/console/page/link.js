@@ -4,7 +4,7 @@ const PATIENCE_MS = 8000;
 
 export class Link {
   constructor() {
-    this.handlers = { state: [], open: [], close: [] };
+    this.handlers = { state: [], open: [], close: [], hello: [] };
     this.asks = new Map();
     this.tick = 0;
     this.tickAt = 0;
@@ -35,7 +35,7 @@ export class Link {
   hear(message) {
     if (message.type === "tick") { this.tick = message.t; this.tickAt = performance.now(); }
     else if (message.type === "state") this.say("state", message);
-    else if (message.type === "hello") this.connection = message.connection;
+    else if (message.type === "hello") { this.connection = message.connection; this.say("hello", message.connection); }
     else if (message.type === "answer") { this.asks.get(message.id)?.(message); this.asks.delete(message.id); }
     else if (message.type === "refused") console.warn("refused:", message.text);
   }

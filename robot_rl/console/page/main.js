@@ -264,8 +264,8 @@ function run() {
   setInterval(() => { if (!document.hidden) { drawCurve(); queue.count(); } }, 15000);
   addEventListener("resize", drawCurve);
   window.page = { link, drive, get state() { return state; } };
+  link.on("hello", (page) => cameras.of(page));
   link.connect();
-  cameras.connect();
 }
 
 begin();
