@@ -199,7 +199,16 @@ class Bench:
         except Exception as error:  # one bad entry must not stop the others
             self._failed(folder, f"{type(error).__name__}: {error}")
             return True
-        command = [sys.executable, "-m", "robot_rl.cli", "train", "--config", str(config), f"--run_dir={folder}", f"--seed={seed}"]
+        command = [
+            sys.executable,
+            "-m",
+            "robot_rl.cli",
+            "train",
+            "--config",
+            str(config),
+            f"--run_dir={folder}",
+            f"--seed={seed}",
+        ]
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with log.open("ab") as out:
             child = subprocess.Popen(
@@ -247,7 +256,9 @@ class Bench:
         folders = {seed: self.folder(recipe, seed) for seed in seeds}
         done = {seed: f for seed, f in folders.items() if (f / "result.json").exists()}
         row: dict[str, Any] = {"recipe": recipe, "seeds": sorted(done)}
-        failed = {s: json.loads((f / "failed.json").read_text())["error"] for s, f in folders.items() if (f / "failed.json").exists()}
+        failed = {
+            s: json.loads((f / "failed.json").read_text())["error"] for s, f in folders.items() if (f / "failed.json").exists()
+        }
         if failed:
             row["failed"] = failed
         if done:
@@ -328,7 +339,9 @@ def write_docs(table: dict[str, Any], path: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--recipes", default="", help="names, separated by commas; all of the settings by default, in their order")
+    parser.add_argument(
+        "--recipes", default="", help="names, separated by commas; all of the settings by default, in their order"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--slice", type=float, default=float("inf"), help="seconds after which to stop cleanly")
     parser.add_argument("--retry", action="store_true", help="start failed runs anew")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from spine_kit import SmoothBase, compact
+from spine_kit import FakeEnv, SmoothBase, compact
 
 from robot_rl.learners.facts import takeovers
 from robot_rl.policies.base import BasePolicy
@@ -87,10 +87,7 @@ def test_refusals(lost) -> None:
     processes = object.__new__(ProcessVectorEnv)
     with pytest.raises(ValueError, match="serial, threads"):
         Rollout(processes, None)._operator(OperatorConfig(patience=1), 0, EpisodePlan(0, (0,), ActingPolicy(lost)))  # type: ignore[arg-type]
-    from spine_kit import FakeEnv
-
+    vector = VectorEnv([FakeEnv()])
+    plan, player = EpisodePlan(0, (0,), ActingPolicy(SmoothBase())), Rollout(vector, vector.spec)
     with pytest.raises(ValueError, match="no scripted expert"):
-        vector = VectorEnv([FakeEnv()])
-        Rollout(vector, vector.spec).play(
-            [EpisodePlan(0, (0,), ActingPolicy(SmoothBase()))], operator=OperatorConfig(patience=1)
-        )
+        player.play([plan], operator=OperatorConfig(patience=1))

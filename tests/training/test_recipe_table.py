@@ -29,7 +29,11 @@ def bench():
 
 def finished(bench, folder: Path, base: list[bool], policy: list[bool], **more) -> Path:
     folder.mkdir(parents=True)
-    rows = [{"who": who, "seed": i, "success": s} for who, played in (("base", base), ("policy", policy)) for i, s in enumerate(played)]
+    rows = [
+        {"who": who, "seed": i, "success": s}
+        for who, played in (("base", base), ("policy", policy))
+        for i, s in enumerate(played)
+    ]
     (folder / "episodes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     rate = lambda x: {"success": sum(x) / len(x), "n": len(x)}  # noqa: E731
     result = {
@@ -50,7 +54,9 @@ def test_every_recipe_has_a_set_up_that_loads(bench, tmp_path: Path) -> None:
         assert config.base.path == tmp_path / "shared" / "clumsy" / "base", name
         assert config.evaluation.final_episodes == 200, name
         assert config.schedule.warmup_steps <= settings.at_most["schedule.warmup_steps"], name
-        assert config.learner.algorithm == load(PostTrainConfig, ROOT / "configs" / "recipes" / f"{name}.yaml").learner.algorithm
+        assert (
+            config.learner.algorithm == load(PostTrainConfig, ROOT / "configs" / "recipes" / f"{name}.yaml").learner.algorithm
+        )
 
 
 def test_differences_are_paired_and_one_seed_proves_nothing(bench, tmp_path: Path) -> None:
@@ -146,4 +152,8 @@ def test_an_operator_is_refused_where_nobody_could_use_one() -> None:
     with pytest.raises(ValueError, match="on-policy learner, which learns from its own steps"):
         load(PostTrainConfig, ROOT / "configs" / "recipes" / "dppo.yaml", ["--operator.patience=5"])
     with pytest.raises(ValueError, match="nobody can watch"):
-        load(PostTrainConfig, ROOT / "configs" / "recipes" / "hil_serl.yaml", ["--operator.patience=5", "--env.workers=processes"])
+        load(
+            PostTrainConfig,
+            ROOT / "configs" / "recipes" / "hil_serl.yaml",
+            ["--operator.patience=5", "--env.workers=processes"],
+        )
