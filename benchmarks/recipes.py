@@ -313,12 +313,14 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def figures(row: dict[str, Any]) -> str:
     """The last column of a row in ``docs/recipes.md``."""
-    percent = lambda values: ", ".join(f"{100 * v:.0f}" for v in values)  # noqa: E731
+    percent = lambda values: ", ".join(f"{100 * v:.1f}" for v in values)  # noqa: E731
     low, high = (100 * x for x in row["interval"])
     seeds = f"{len(row['seeds'])} seed{'s' if len(row['seeds']) > 1 else ''}"
+    # Where nothing is learnt yet, no noise at all may be better than the base's own: a gain has to be read against that.
+    zero = "" if row["zero_noise"] is None else f" (zero noise alone: {100 * row['zero_noise']:.0f} % of the curve's starts)"
     return (
         f"`{row['task']}`, {seeds}: {percent(row['base'])} to {percent(row['best'])} %; {100 * row['difference']:+.0f} points "
-        f"({low:+.0f} to {high:+.0f}) after {', '.join(f'{n:,}' for n in row['env_steps'])} steps"
+        f"({low:+.0f} to {high:+.0f}) after {', '.join(f'{n:,}' for n in row['env_steps'])} steps{zero}"
     )
 
 

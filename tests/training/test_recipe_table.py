@@ -111,7 +111,7 @@ def test_figures_reach_the_docs_and_other_columns_stay(bench, tmp_path: Path) ->
     assert len(changed) == 1
     before, after = (line.split("|") for line in changed[0])
     assert before[:5] == after[:5]
-    assert "1 seed: 50 to 100 %; +50 points" in after[5]
+    assert "1 seed: 50.0 to 100.0 %; +50 points" in after[5]
     assert bench.write_docs(table, docs) == 0, "the same figures change nothing"
 
 
