@@ -152,6 +152,12 @@ class HeadConfig:
             )
 
     @property
+    def starts_as_base(self) -> bool:
+        """Whether an untrained head acts like the base, bit for bit, when it does not explore."""
+        kinds = ("residual", "gaussian_residual", "fine_tuned", "advantage_conditioned", "chain")
+        return self.kind in kinds and self.adapter.init is None
+
+    @property
     def selection(self) -> SelectionConfig | None:
         """Of a head that chooses by value."""
         return {"edit": self.edit, "best_of_n": self.best_of_n}.get(self.kind)
