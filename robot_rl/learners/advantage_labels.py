@@ -2,7 +2,7 @@
 
     R_t = -(steps that follow) [- C_fail in a failure]        in units of value_range, cut off at -1
     A_t = -N + V(o_{t+N}) - V(o_t)                            or R_t - V(o_t) where the episode ends within N steps
-    label = positive where A_t > eps, for demonstrations and for whatever a human did; nothing is said where A_t is unknown
+    label = positive where A_t > eps, for demonstrations that did not fail and for whatever a human did; nothing is said where A_t is unknown
 
 Labels lie in a column of the buffer and never in the recording. They depend on the judging network and on eps alone, both of which
 are saved, so a buffer that is filled again after a restart is labelled the same.
@@ -108,8 +108,9 @@ class AdvantageLabels:
         found = self.advantages(buffer, number)
         label = np.where(found > self.threshold, int(Advantage.POSITIVE), int(Advantage.NEGATIVE))
         label[~np.isfinite(found)] = Advantage.UNSAID
-        who = buffer.rows(ROW_CLASS, number)
-        label[(who == RowClass.INTERVENTION) | (who == RowClass.DEMONSTRATION)] = Advantage.POSITIVE
+        who, failed = buffer.rows(ROW_CLASS, number), buffer.rows(OUTCOME, number) == 0
+        # A demonstration is better than usual by assumption, unless it is known to have failed: then it is judged like any other.
+        label[(who == RowClass.INTERVENTION) | ((who == RowClass.DEMONSTRATION) & ~failed)] = Advantage.POSITIVE
         return label.astype(np.uint8)
 
     def judge_again(self) -> None:

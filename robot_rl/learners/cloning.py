@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.learners.config import BaseUpdateConfig
-from robot_rl.learners.row_class import ROW_CLASS, SUCCEEDED, RowClass
+from robot_rl.learners.row_class import SUCCEEDED
 from robot_rl.learners.updates import frozen_flat, load_network_state, network_state
 from robot_rl.nn.flat import FlatAdam, FlatParameters, polyak_
 from robot_rl.policies.base import BasePolicy
@@ -31,11 +31,10 @@ class CloneRows(NamedTuple):
 
 
 def clone_rows(drawn: ChunkBatch, extra: dict[str, np.ndarray], config: BaseUpdateConfig, device: torch.device) -> CloneRows:
-    """Rows that ran and may be imitated weigh 1; with ``rows: success`` only those of successes and demonstrations."""
+    """Rows that ran and may be imitated weigh 1; with ``rows: success`` only those of successes."""
     weight = drawn.mask.astype(np.float32)
     if config.rows == "success":
-        good = (extra[SUCCEEDED][:, 0] > 0) | (extra[ROW_CLASS][:, 0] == RowClass.DEMONSTRATION)
-        weight = weight * good[:, None]
+        weight = weight * (extra[SUCCEEDED] > 0)
     send = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(device)  # noqa: E731
     return CloneRows(send(drawn.conditioning[:, 0]), send(drawn.action), send(weight.astype(np.float32)))
 

@@ -264,8 +264,8 @@ class WeightedBCConfig:
     """How a policy is cloned from mixed data, and which of it counts.
 
     Attributes:
-        weights: ``uniform``; ``filtered``: rows of successful episodes and demonstrations; ``hg_dagger``: demonstrations and what
-            humans executed; ``iwr``: human rows weigh as much as all others together; ``sirius``: fixed masses per class;
+        weights: ``uniform``; ``filtered``: rows of successful episodes, and of demonstrations that do not say how they ended;
+            ``hg_dagger``: demonstrations and what humans executed; ``iwr``: human rows weigh as much as all others together; ``sirius``: fixed masses per class;
             ``awr``: exp(advantage); ``iw_sft``: ``filtered`` times the likelihood ratio to the frozen base; ``recap``: everything
             counts alike and is labelled by its advantage instead (an ``advantage_conditioned`` head).
         recap: of those labels.

@@ -54,7 +54,7 @@ class BaseUpdateConfig:
 
     Attributes:
         rows: what is imitated: ``none`` (the base stays as it is), ``all`` recorded rows of the policy and of humans, failures
-            included, or ``success``: those of successful episodes and demonstrations.
+            included, or ``success``: those of successful episodes, and of demonstrations that do not say how they ended.
         lr, weight_decay: AdamW. cosine_steps: steps over which ``lr`` falls to 0 as a cosine; 0: it stays.
         ema: how fast the copy that acts follows the one that is trained.
     """

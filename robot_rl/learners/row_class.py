@@ -25,14 +25,16 @@ FACTS = {ROW_CLASS: FeatureSpec((), "uint8"), SUCCEEDED: FeatureSpec(())}
 
 
 def step_facts(episode: Episode, stratum: Stratum | None = None) -> dict[str, np.ndarray]:
-    """``row_class`` (L,) uint8 and ``succeeded`` (L,) float32, 1 in episodes known to have succeeded.
+    """``row_class`` (L,) uint8 and ``succeeded`` (L,) float32, 1 in episodes known to have succeeded, and in demonstrations that do
+    not say how they ended.
 
     A demonstration is one from end to end, whoever made it; anywhere else steps that a human executed are interventions, and
     the policy's last 15 before each of them are pre-intervention.
     """
-    length = len(episode)
+    length, success = len(episode), episode.meta.success
+    shown = Stratum(stratum or episode.meta.stratum) is Stratum.DEMONSTRATION
     classes = np.full(length, RowClass.ROLLOUT, np.uint8)
-    if Stratum(stratum or episode.meta.stratum) is Stratum.DEMONSTRATION:
+    if shown:
         classes[:] = RowClass.DEMONSTRATION
     else:
         human = episode.source == Source.HUMAN
@@ -40,4 +42,4 @@ def step_facts(episode: Episode, stratum: Stratum | None = None) -> dict[str, np
         for at in takeovers:
             classes[max(0, at - PRE_INTERVENTION) : at] = RowClass.PRE_INTERVENTION
         classes[human] = RowClass.INTERVENTION
-    return {ROW_CLASS: classes, SUCCEEDED: np.full(length, float(episode.meta.success is True), np.float32)}
+    return {ROW_CLASS: classes, SUCCEEDED: np.full(length, float(shown if success is None else success), np.float32)}

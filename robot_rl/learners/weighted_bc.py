@@ -42,7 +42,7 @@ class CloneBatch:
 
     Attributes:
         conditioning: (B, C). action: (B, H, A). mask: (B, H) 1 for rows that ran and may be imitated.
-        row_class: (B, H) int64 :class:`RowClass`. succeeded: (B,) 1 in successful episodes.
+        row_class: (B, H) int64 :class:`RowClass`. succeeded: (B,) 1 in successful episodes (a demonstration counts as one unless it is known to have failed).
         episode_return, return_known: (B,) from the first row on.
         shares: (4,) of the classes among all rows that could have been drawn.
         advantage: (B,) int64 :class:`Advantage` of the first row; steps_left, outcome: (B,) of it, see ``learners/facts.py``; with
@@ -164,7 +164,7 @@ class WeightedBCLearner:
             advantage = batch.episode_return - self.value.value(batch.conditioning)[0]
             weight = (c.beta * advantage).exp().clamp(max=c.weight_clip) * batch.return_known
         else:
-            weight = torch.maximum(batch.succeeded, (batch.row_class[:, 0] == RowClass.DEMONSTRATION).to(batch.succeeded))
+            weight = batch.succeeded
             if c.weights == "iw_sft":
                 weight = weight * self.likelihood_ratio(batch)
         return weight[:, None] * rows

@@ -14,6 +14,8 @@ from robot_rl.runtime.chunk_scheduler import ChunkScheduler
 from robot_rl.runtime.control_loop import ControlLoop
 from robot_rl.runtime.safety import SafetyConfig, SafetyFilter
 from robot_rl.sim.env import EnvSpec
+from robot_rl.sim.operator import SimulatedOperator
+from robot_rl.sim.operator_config import OperatorConfig
 from robot_rl.sim.vector import ProcessVectorEnv, VectorEnv
 from robot_rl.types import Episode, EpisodeMeta, Observation, Stratum
 
@@ -44,7 +46,8 @@ class EpisodePlan:
 
 @dataclass
 class EpisodeOutcome:
-    """What came of a plan. ``end`` is ``success``, ``failure`` or ``time limit``; ``stage`` is where the task says it got to."""
+    """What came of a plan. ``end`` is ``success``, ``failure`` or ``time limit``; ``stage`` is where the task says it got to;
+    ``human_steps`` are those that a simulated operator drove."""
 
     plan: EpisodePlan
     success: bool
@@ -55,6 +58,7 @@ class EpisodeOutcome:
     stage: str = ""
     episode: Episode | None = None
     frames: list[np.ndarray] = field(default_factory=list)
+    human_steps: int = 0
 
 
 @dataclass
@@ -65,6 +69,7 @@ class _Slot:
     plan: EpisodePlan
     order: int
     start: dict[str, float]
+    operator: SimulatedOperator | None = None
     success: bool = False
     total: float = 0.0
     frames: list[np.ndarray] = field(default_factory=list)
@@ -96,6 +101,7 @@ class Rollout:
         film: tuple[int, int] | None = None,
         on_outcome: Callable[[EpisodeOutcome], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        operator: OperatorConfig | None = None,
     ) -> list[EpisodeOutcome]:
         """Play every plan to its end.
 
@@ -104,6 +110,7 @@ class Rollout:
             film: (width, height) of frames to keep, one a control step.
             on_outcome: called as episodes end.
             should_stop: asked once a control step; True aborts the running episodes and returns what is complete.
+            operator: a simulated person watches every episode; needs environments in this process.
         """
         waiting = deque(enumerate(plans))
         slots: dict[int, _Slot] = {}
@@ -114,13 +121,18 @@ class Rollout:
                 for slot in slots.values():
                     slot.loop.abort()
                 break
-            slots.update(self._start(waiting, free, store, film))
+            slots.update(self._start(waiting, free, store, film, operator))
             self._decide(slots)
             self._advance(slots, free, results, keep_episodes, film, on_outcome)
         return [results[i] for i in sorted(results)]
 
     def _start(
-        self, waiting: deque, free: list[int], store: EpisodeStore | None, film: tuple[int, int] | None
+        self,
+        waiting: deque,
+        free: list[int],
+        store: EpisodeStore | None,
+        film: tuple[int, int] | None,
+        operator: OperatorConfig | None,
     ) -> dict[int, _Slot]:
         plans = {free.pop(0): waiting.popleft() for _ in range(min(len(free), len(waiting)))}
         if not plans:
@@ -130,10 +142,11 @@ class Rollout:
             order, plan = plans[index]
             if plan.prefix is not None:
                 observation = self._replayed(index, plan, observation)
-            loop = self._loop(plan.policy)
+            person = self._operator(operator, index, plan)
+            loop = self._loop(plan.policy, person)
             recorder = None if store is None else store.begin(self._meta(plan))
             loop.begin(self._seen(observation, plan.policy), key=plan.key, recorder=recorder, stamp_ns=CLOCK_START_NS)
-            slot = _Slot(loop, plan, order, dict(info.get("start", {})))
+            slot = _Slot(loop, plan, order, dict(info.get("start", {})), person)
             if film is not None:
                 slot.frames.append(self.vector.render(index, "", *film))
             started[index] = slot
@@ -148,11 +161,21 @@ class Rollout:
                 return self.vector.reset(index, plan.seed)[0]
         return observation
 
-    def _loop(self, policy: ActingPolicy) -> ControlLoop:
+    def _operator(self, config: OperatorConfig | None, index: int, plan: EpisodePlan) -> SimulatedOperator | None:
+        if config is None or not config.patience:
+            return None
+        if isinstance(self.vector, ProcessVectorEnv):
+            raise ValueError(
+                "a simulated operator looks at the simulation itself, which runs in another process here: accepted are the workers serial, "
+                "threads"
+            )
+        return SimulatedOperator(config, self.vector.envs[index], plan.key)
+
+    def _loop(self, policy: ActingPolicy, person: SimulatedOperator | None = None) -> ControlLoop:
         spec = policy.base.spec
         scheduler = ChunkScheduler(self.spec.action, spec.n_action_steps)
         safety = SafetyFilter(self.safety, self.spec.action, self.spec.control_hz)
-        return ControlLoop(self.spec.action, scheduler, safety, n_obs_steps=spec.n_obs_steps)
+        return ControlLoop(self.spec.action, scheduler, safety, n_obs_steps=spec.n_obs_steps, arbiter=person)
 
     def _meta(self, plan: EpisodePlan) -> EpisodeMeta:
         policy = plan.policy
@@ -200,6 +223,8 @@ class Rollout:
             slot = slots[index]
             stamp = CLOCK_START_NS + round((slot.loop.step + 1) * period)
             slot.loop.observe(self._seen(observation, slot.plan.policy), reward, terminated, truncated, stamp)
+            if slot.operator is not None:
+                slot.operator.saw(str(info.get("stage", "")))
             slot.success |= bool(info["success"])
             slot.total += reward
             self.env_steps += 1
@@ -210,7 +235,7 @@ class Rollout:
                 end = "success" if slot.success else "failure" if terminated else "time limit"
                 outcome = EpisodeOutcome(
                     slot.plan, slot.success, slot.loop.step, slot.total, end, slot.start, str(info.get("stage", "")),
-                    episode if keep else None, slot.frames,
+                    episode if keep else None, slot.frames, 0 if slot.operator is None else slot.operator.steps,
                 )  # fmt: skip
                 results[slot.order] = outcome
                 del slots[index]

@@ -241,7 +241,10 @@ class ActingSession(ABC):
             )
             for start, key in zip(starts, ids, strict=True)
         ]
-        outcomes = self.rollout.play(plans, store=self.store, keep_episodes=self.KEEP_EPISODES, should_stop=self._should_stop)
+        outcomes = self.rollout.play(
+            plans, store=self.store, keep_episodes=self.KEEP_EPISODES, should_stop=self._should_stop,
+            operator=self.config.operator,
+        )  # fmt: skip
         self.store.flush()
         if len(outcomes) < len(plans):
             raise Interrupted
@@ -249,7 +252,10 @@ class ActingSession(ABC):
         self._played(outcomes, steps)
         c.round += 1
         self.starts.record(starts, [o.success for o in outcomes])
-        if shown := self.starts.scalars():
+        shown = self.starts.scalars()
+        if self.config.operator.patience:
+            shown = shown | {"train/human_steps": sum(o.human_steps for o in outcomes) / steps}
+        if shown:
             self.scalars.write(shown, c.env_steps)
         c.remember([o.success for o in outcomes])
         c.advance_handover(self.config.mixture, [o.success for o in outcomes])

@@ -25,6 +25,7 @@ from robot_rl.policies.config import AdapterConfig, BCConfig
 from robot_rl.rewards.composition_config import LABEL, RECORDED, CompositionConfig
 from robot_rl.runtime.gate import GateConfig
 from robot_rl.sim.curriculum_config import CurriculumConfig
+from robot_rl.sim.operator_config import OperatorConfig
 
 
 def _at_least(config: object, low: float, *names: str) -> None:
@@ -149,6 +150,12 @@ class HeadConfig:
             raise ValueError(
                 f"adapter.kind={self.adapter.kind!r} with kind={self.kind!r}: accepted is none, or fine_tuned and chain"
             )
+
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether an untrained head acts like the base, bit for bit, when it does not explore."""
+        kinds = ("residual", "gaussian_residual", "fine_tuned", "advantage_conditioned", "chain")
+        return self.kind in kinds and self.adapter.init is None
 
     @property
     def selection(self) -> SelectionConfig | None:
@@ -359,6 +366,7 @@ class PostTrainConfig:
         run_dir: the run folder; the same command on the same folder resumes.
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: of networks; 0 leaves torch's own choice.
+        operator: a simulated person who takes over in training episodes; never in the gate's, nor in evaluations.
         reward: which sources' events make up the reward; without channels it is the one that was recorded.
 
     When a run ends (``schedule.env_steps``, ``stop``) and how its end is shown are no part of its identity: a run may be
@@ -378,6 +386,7 @@ class PostTrainConfig:
     learner_process: LearnerProcessConfig = field(default_factory=LearnerProcessConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    operator: OperatorConfig = field(default_factory=OperatorConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     reward: CompositionConfig = field(default_factory=CompositionConfig)
     stop: StopConfig = field(default_factory=StopConfig, metadata={"hash": False})
@@ -394,6 +403,11 @@ class PostTrainConfig:
             )
         if isinstance(self.learner, OnPolicyConfig):
             self._check_on_policy(self.learner)
+        if self.operator.patience and self.env.workers == "processes":
+            raise ValueError(
+                f"operator.patience={self.operator.patience} with env.workers='processes', where nobody can watch: accepted are serial, "
+                "threads"
+            )
         if self.curriculum.discount_start is not None:
             self._check_discount(self.curriculum.discount_start)
         chosen = self.head.adapter.kind == "modulation" and self.head.adapter.entry is None
@@ -507,6 +521,10 @@ class PostTrainConfig:
             raise ValueError(
                 f"mixture.start={m.start}, mixture.end={m.end}, mixture.greedy={m.greedy}, mixture.handover={m.handover!r} with an "
                 "on-policy learner: only its own draws are; accepted are 0, 0, 0, off"
+            )
+        if self.operator.patience:
+            raise ValueError(
+                f"operator.patience={self.operator.patience} with an on-policy learner, which learns from its own steps alone: accepted is 0"
             )
         if s.warmup_steps or s.offline_updates:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from pathlib import Path
@@ -14,11 +15,12 @@ from robot_rl.evaluation.report import write_report
 from robot_rl.evaluation.results import EvaluationLine, load_lines, lowest_acting_minus_base, steps_to
 from robot_rl.progress import Progress
 from robot_rl.runtime.acting import ActingPolicy
-from robot_rl.sim.rollout import EpisodeOutcome, EpisodePlan, Rollout
-from robot_rl.training.acting_session import ActingSession
+from robot_rl.runtime.bounds import wilson
+from robot_rl.sim.rollout import EpisodePlan, Rollout
+from robot_rl.training.acting_session import ActingSession, Counters
 from robot_rl.training.config import PostTrainConfig
 from robot_rl.training.interrupt import InterruptFlag
-from robot_rl.training.measuring import measure, success_interval
+from robot_rl.training.measuring import measure
 from robot_rl.training.run_folder import RunFolder
 
 FPS = 20
@@ -39,27 +41,19 @@ def finish(
     policies = {"base": ActingPolicy(session.base, device=session.device), "policy": session.policy(version, mode)}
     seeds = seeding.FINAL.take(e.final_episodes)
     progress.start("final evaluation", 2 * len(seeds))
-    outcomes = {who: measure(rollout, p, seeds, progress=progress, should_stop=flag) for who, p in policies.items()}
+    outcomes = {who: _played(folder, c, who, p, seeds, rollout, progress, flag) for who, p in policies.items()}
     lines: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
     for who, played in outcomes.items():
-        successes, n, interval = success_interval(played)
+        successes, n = sum(bool(o["success"]) for o in played), len(played)
+        interval = wilson(successes, n)
         summary[who] = {"success": successes / n, "successes": successes, "n": n, "interval": [interval.low, interval.high]}
-        c.evaluation_steps += sum(o.length for o in played)
-        lines += [
-            {
-                "who": who,
-                "seed": o.plan.seed,
-                "success": o.success,
-                "length": o.length,
-                "start": o.start,
-                "end": o.end,
-                "stage": o.stage,
-            }
-            for o in played
-        ]
+        c.evaluation_steps += sum(int(o["length"]) for o in played)
+        lines += [{"who": who, **o} for o in played]
     folder.write_lines("episodes.jsonl", lines)  # type: ignore[arg-type]
     film(config, folder, policies, outcomes, rollout, progress)
+    for who in outcomes:  # what they held is in the table now
+        (folder.path / f"final_{who}.json").unlink(missing_ok=True)
     c.wall_seconds += time.monotonic() - began
     curve = load_lines(EvaluationLine, folder.path / "evaluations.jsonl")
     result = summary | {
@@ -91,6 +85,32 @@ def finish(
     return result
 
 
+def _played(
+    folder: RunFolder,
+    counters: Counters,
+    who: str,
+    policy: ActingPolicy,
+    seeds: list[int],
+    rollout: Rollout,
+    progress: Progress,
+    flag: InterruptFlag,
+) -> list[dict[str, Any]]:
+    """One line an episode. They are kept, so that an interrupted final table does not begin again with its first half."""
+    path = folder.path / f"final_{who}.json"
+    asked = {"version": policy.version, "mode": policy.mode, "seeds": [seeds[0], seeds[-1]]}
+    if path.exists() and (held := json.loads(path.read_text()))["asked"] == asked:
+        progress.advance(len(seeds))
+        counters.wall_seconds += held["seconds"]
+        return held["episodes"]
+    began = time.monotonic()
+    found = [
+        {"seed": o.plan.seed, "success": o.success, "length": o.length, "start": o.start, "end": o.end, "stage": o.stage}
+        for o in measure(rollout, policy, seeds, progress=progress, should_stop=flag)
+    ]
+    folder.write_json(path.name, {"asked": asked, "episodes": found, "seconds": time.monotonic() - began})
+    return json.loads(path.read_text())["episodes"]
+
+
 def _range(seeds: list[int]) -> list[int]:
     return [seeds[0], seeds[-1]]
 
@@ -109,7 +129,7 @@ def film(
     config: PostTrainConfig,
     folder: RunFolder,
     policies: dict[str, ActingPolicy],
-    outcomes: dict[str, list[EpisodeOutcome]],
+    outcomes: dict[str, list[dict[str, Any]]],
     rollout: Rollout,
     progress: Progress,
 ) -> None:
@@ -117,8 +137,9 @@ def film(
     count = config.evaluation.videos
     if not count:
         return
-    changed = [b.plan.seed for b, p in zip(outcomes["base"], outcomes["policy"], strict=True) if b.success != p.success]
-    rest = [b.plan.seed for b in outcomes["base"] if b.plan.seed not in set(changed)]
+    pairs = zip(outcomes["base"], outcomes["policy"], strict=True)
+    changed = [b["seed"] for b, p in pairs if b["success"] != p["success"]]
+    rest = [b["seed"] for b in outcomes["base"] if b["seed"] not in set(changed)]
     seeds = (changed + rest)[:count]
     folder.videos.mkdir(exist_ok=True)
     progress.start("videos", 2 * len(seeds))

@@ -138,6 +138,8 @@ class Session(ActingSession):
             c.updates_owed = 0.0
 
     def _candidate(self) -> int | None:
+        if self.config.head.starts_as_base and self.learner.actor_updates == 0:
+            return None  # it is the base still: probation would spend episodes on what is known
         return self.core.publish(self.channel).version
 
     # ---- saving and resuming

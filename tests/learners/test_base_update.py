@@ -114,7 +114,7 @@ def test_row_2_what_does_not_fit_together_is_refused() -> None:
         OffPolicyConfig(algorithm="dsrl_sac", n_step=3)
 
 
-@pytest.mark.parametrize(("rows", "weighs"), [("all", {"good", "bad", "demo"}), ("success", {"good", "demo"})])
+@pytest.mark.parametrize(("rows", "weighs"), [("all", {"good", "bad", "demo", "failed demo"}), ("success", {"good", "demo"})])
 def test_what_is_imitated(rows: str, weighs: set[str]) -> None:
     """Masked rows never are; failures are with ``all``, as published, and are not with ``success``."""
     learner = cloning(rows=rows)
@@ -122,12 +122,14 @@ def test_what_is_imitated(rows: str, weighs: set[str]) -> None:
         "good": Stratum.ONLINE,
         "bad": Stratum.ONLINE,
         "demo": Stratum.DEMONSTRATION,
+        "failed demo": Stratum.DEMONSTRATION,
         "held": Stratum.ONLINE,
     }.items():
         source = Source.HOLD if name == "held" else None
         buffer = buffer_for(learner.base, extra=True)
         ingest(buffer, recorded("ok", 6, 1, terminated=True, success=None), learner.base)
-        ingest(buffer, recorded(name, 9, 2, terminated=True, success=name == "good", source=source), learner.base, stratum=kind)
+        success = {"good": True, "demo": None}.get(name, False)
+        ingest(buffer, recorded(name, 9, 2, terminated=True, success=success, source=source), learner.base, stratum=kind)
         drawn, extra = buffer.sample_chunk_rows(64, np.random.default_rng(0), 4)
         from robot_rl.learners.cloning import clone_rows
 

@@ -44,17 +44,19 @@ def make(kind: str = "diffusion", guidance: float = 1.0, recap: dict | None = No
 
 
 def filled(learner: WeightedBCLearner) -> ReplayBuffer:
-    """A success, a failure at a time limit, an end that nobody knows, a demonstration, and an episode that a person helped in."""
+    """A success, a failure at a time limit, an end that nobody knows, a demonstration, an episode that a person helped in, and a
+    demonstration that failed."""
     spec = learner.base.spec
     extra = {"episode_return": FeatureSpec(()), "return_known": FeatureSpec(())} | columns(learner.config)
     buffer = ReplayBuffer(
         500, conditioning_dim=4, action_dim=3, window=WindowConfig(3, 0.99), delta_mask=spec.action.delta_mask, extra=extra
     )
-    for i, (name, success) in enumerate([("good", True), ("bad", False), ("unknown", None), ("demo", None), ("helped", True)]):
+    ends = [("good", True), ("bad", False), ("unknown", None), ("demo", None), ("helped", True), ("failed demo", False)]
+    for i, (name, success) in enumerate(ends):
         e = recorded(name, 9 + i, i, terminated=success is True, success=success)
         if name == "helped":
             e.source[4:7] = int(Source.HUMAN)
-        stratum = Stratum.DEMONSTRATION if name == "demo" else None
+        stratum = Stratum.DEMONSTRATION if name.endswith("demo") else None
         ingest(buffer, e, learner.base, learner=learner.config, stratum=stratum)
     return buffer
 
@@ -84,7 +86,7 @@ def test_advantages_threshold_and_labels_by_hand(double) -> None:
     learner = make()
     labels, buffer = learner.labels, filled(learner)
     labels.refresh(buffer, 0)
-    ends = {"good": True, "bad": False, "unknown": None, "demo": True, "helped": True}
+    ends = {"good": True, "bad": False, "unknown": None, "demo": True, "helped": True, "failed demo": False}
     every = {}
     for number, success in enumerate(ends.values()):
         every[number] = np.array(slow_advantages(labels, buffer, number, success))
@@ -98,7 +100,7 @@ def test_advantages_threshold_and_labels_by_hand(double) -> None:
         for t, a in enumerate(every[number]):
             expected = Advantage.UNSAID if np.isnan(a) else Advantage.POSITIVE if a > labels.threshold else Advantage.NEGATIVE
             if name == "demo" or who[t] == RowClass.INTERVENTION:
-                expected = Advantage.POSITIVE  # forced
+                expected = Advantage.POSITIVE  # forced, but not in a demonstration that failed
             assert label[t] == expected, (name, t)
     assert (buffer.rows(ADVANTAGE, 2)[-3:] == Advantage.UNSAID).all()
 

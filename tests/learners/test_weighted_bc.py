@@ -16,7 +16,7 @@ from torch import Tensor
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
 from robot_rl.learners.config import WeightedBCConfig
-from robot_rl.learners.row_class import FACTS, ROW_CLASS, RowClass, step_facts
+from robot_rl.learners.row_class import FACTS, ROW_CLASS, SUCCEEDED, RowClass, step_facts
 from robot_rl.learners.weighted_bc import CloneBatch, WeightedBCLearner, class_shares, class_weights
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.windows import WindowConfig
@@ -64,7 +64,7 @@ def batch(learner: WeightedBCLearner, size: int = 10, seed: int = 0) -> CloneBat
 def slow_weight(learner: WeightedBCLearner, b: CloneBatch, i: int, h: int, ratio: Tensor, v: Tensor) -> float:
     """One row's weight, straight from the table of the specification."""
     kind, name = RowClass(int(b.row_class[i, h])), learner.config.weights
-    good = float(b.succeeded[i]) or float(RowClass(int(b.row_class[i, 0])) is D)
+    good = float(b.succeeded[i])
     if name == "filtered":
         return good
     if name == "hg_dagger":
@@ -203,6 +203,17 @@ def test_pre_intervention_is_the_fifteen_steps_before_each_takeover() -> None:
     assert early[:3].tolist() == [int(P)] * 3
     demo = step_facts(episode(20, slice(0, 20)), Stratum.DEMONSTRATION)
     assert set(demo[ROW_CLASS].tolist()) == {int(D)}
+
+
+@pytest.mark.parametrize(("success", "stratum", "counts"), [
+    (True, Stratum.ONLINE, 1.0), (False, Stratum.ONLINE, 0.0), (None, Stratum.ONLINE, 0.0),
+    (True, Stratum.DEMONSTRATION, 1.0), (False, Stratum.DEMONSTRATION, 0.0), (None, Stratum.DEMONSTRATION, 1.0),
+])  # fmt: skip
+def test_a_demonstration_that_failed_is_filtered_out(success: bool | None, stratum: Stratum, counts: float) -> None:
+    """One that does not say how it ended is taken at its word that it shows the task."""
+    recorded = episode(6, success=bool(success))
+    recorded.meta.success = success
+    assert set(step_facts(recorded, stratum)[SUCCEEDED].tolist()) == {counts}
 
 
 def test_sampling_carries_classes_and_their_shares_over_everything_held() -> None:

@@ -1,0 +1,61 @@
+"""A simulated person beside a simulated robot, for what is learned from interventions (HG-DAgger, HIL-SERL, RLIF ...)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from robot_rl import seeding
+from robot_rl.intervention.arbitration import Arbitration, Situation
+from robot_rl.sim.env import Environment, make_expert
+from robot_rl.sim.operator_config import OperatorConfig
+from robot_rl.types import Observation, Source
+
+
+class SimulatedOperator:
+    """An arbiter that lets the policy act until the task has made no progress for too long, then drives to the end.
+
+    The person sees what the task's own stages say, and drives as its scripted expert does, from wherever the policy has brought
+    the robot. Whatever is random about it depends on ``key`` alone.
+
+    Raises:
+        ValueError: the task has no scripted expert.
+    """
+
+    def __init__(self, config: OperatorConfig, env: Environment, key: tuple[int | str, ...]) -> None:
+        self.config, self.env = config, env
+        self.expert = make_expert(env, skill=config.skill, noise=config.noise)
+        self._rng = seeding.rng("operator", *key)
+        self._low, self._high = np.array(env.spec.action.low), np.array(env.spec.action.high)
+        self._watches = bool(self._rng.random() < config.share)
+        self.begin()
+
+    def begin(self) -> None:
+        self._stages: set[str] = set()
+        self._waited = 0
+        self.steps = 0  # driven by the person in this episode
+
+    @property
+    def driving(self) -> bool:
+        return self.steps > 0
+
+    def saw(self, stage: str) -> None:
+        """The stage that the task is in after a control step."""
+        self._waited = 0 if stage not in self._stages and self._stages else self._waited + 1
+        self._stages.add(stage)
+
+    def arbitrate(self, now_ns: int, wish: np.ndarray, observation: Observation, situation: Situation) -> Arbitration:
+        takes_over = not self.driving and self._watches and self._waited >= self.config.patience
+        if not (takes_over or self.driving):
+            return Arbitration(wish)
+        if takes_over:
+            self.expert.reset(self.env, self._rng)
+        self.steps += 1
+        command = np.clip(self.expert.act(observation), self._low, self._high).astype(np.float32)
+        return Arbitration(
+            command, Source.HUMAN, human=command, intervention_id=0, drop_chunk=takes_over, operator_stamp_ns=now_ns
+        )
+
+    def report(self) -> dict[str, Any]:
+        return {"human_steps": self.steps}

@@ -1,0 +1,30 @@
+"""What a simulated operator can be told. Reading a configuration costs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class OperatorConfig:
+    """A simulated person who watches training episodes in simulation and takes over when one goes wrong.
+
+    Attributes:
+        patience: control steps without a new stage of the task (``info["stage"]``) after which the person takes over, once, until
+            the episode ends; 0: nobody is there.
+        skill, noise: of the task's scripted expert, who then drives.
+        share: of the episodes that are watched at all.
+    """
+
+    patience: int = 0
+    skill: float = 1.0
+    noise: float = 0.0
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.patience < 0:
+            raise ValueError(f"patience={self.patience}: accepted are integers >= 0")
+        if not 0.0 <= self.skill <= 1.0 or not 0.0 < self.share <= 1.0:
+            raise ValueError(f"skill={self.skill}, share={self.share}: accepted are numbers from 0 to 1, a share above 0")
+        if not 0.0 <= self.noise < float("inf"):
+            raise ValueError(f"noise={self.noise}: accepted are finite numbers >= 0")

@@ -1,0 +1,93 @@
+"""A simulated person takes over when an episode goes wrong, saves it, and is recorded as the one who drove."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from spine_kit import FakeEnv, SmoothBase, compact
+
+from robot_rl.learners.facts import takeovers
+from robot_rl.policies.base import BasePolicy
+from robot_rl.replay.store import EpisodeStore
+from robot_rl.runtime.acting import ActingPolicy
+from robot_rl.sim.env import make_env
+from robot_rl.sim.operator_config import OperatorConfig
+from robot_rl.sim.rollout import EpisodePlan, Rollout
+from robot_rl.sim.vector import ProcessVectorEnv, VectorEnv, make_vector
+from robot_rl.types import Source
+
+STATE = "observation.state"
+
+
+@pytest.fixture(scope="module")
+def lost() -> BasePolicy:
+    """A policy that never lifts anything."""
+    env = make_env("tabletop/Lift")
+    policy = compact(action=env.spec.action, state=env.spec.observation_features[STATE].shape[0], horizon=8, n_action_steps=8)
+    env.close()
+    return policy
+
+
+def play(policy: BasePolicy, tmp_path, operator: OperatorConfig | None, seeds=range(4), envs: int = 2):
+    acting, spec = ActingPolicy(policy), policy.spec
+    store = EpisodeStore.create(
+        tmp_path / "store", observation_features=spec.observation_features, action=spec.action, noise_shape=spec.noise_shape,
+        chunk_horizon=spec.horizon, stats_hash=spec.stats_hash, sync=False,
+    )  # fmt: skip
+    with store, make_vector("tabletop/Lift", envs, "serial") as vector:
+        plans = [EpisodePlan(s, ("training", s), acting, f"e{s}") for s in seeds]
+        return Rollout(vector, vector.spec).play(plans, store=store, keep_episodes=True, operator=operator)
+
+
+def test_it_takes_over_saves_the_episode_and_is_recorded(lost, tmp_path) -> None:
+    alone = play(lost, tmp_path / "alone", None)
+    helped = play(lost, tmp_path / "helped", OperatorConfig(patience=10))
+    assert not any(o.success for o in alone)
+    assert [o.human_steps for o in alone] == [0] * 4
+    assert sum(o.success for o in helped) >= 3
+    for before, o in zip(alone, helped, strict=True):
+        human = o.episode.source == Source.HUMAN
+        assert o.human_steps == human.sum() == o.episode.meta.extra["human_steps"]
+        first = int(np.flatnonzero(human)[0])
+        assert first == 10
+        assert human[first:].all(), "whoever has taken over drives to the end"
+        assert takeovers(o.episode).tolist() == [9]
+        np.testing.assert_allclose(o.episode.action[:first], before.episode.action[:first], atol=1e-6)
+        np.testing.assert_array_equal(o.episode.action[first:], o.episode.action_human[first:])
+
+
+def test_an_episode_does_not_depend_on_who_plays_beside_it(lost, tmp_path) -> None:
+    operator = OperatorConfig(patience=8, skill=0.5, noise=0.2, share=0.5)
+    many = play(lost, tmp_path / "many", operator, range(6), 3)
+    (one,) = play(lost, tmp_path / "one", operator, [4], 1)
+    assert one.human_steps == many[4].human_steps
+    np.testing.assert_allclose(one.episode.action[:20], many[4].episode.action[:20], atol=1e-5)
+    assert {o.human_steps > 0 for o in many} == {True, False}, "half of the episodes are watched"
+
+
+def test_progress_is_waited_for(lost, tmp_path) -> None:
+    """A new stage of the task starts the patience anew; being in one seen before does not."""
+    from robot_rl.sim.operator import SimulatedOperator
+
+    env = make_env("tabletop/Lift")
+    person = SimulatedOperator(OperatorConfig(patience=3), env, ("k",))
+    waited = []
+    for stage in ("reach", "reach", "grasp", "reach", "reach", "reach"):
+        person.saw(stage)
+        waited.append(person._waited)
+    assert waited == [1, 2, 0, 1, 2, 3]
+    env.close()
+
+
+def test_refusals(lost) -> None:
+    with pytest.raises(ValueError, match="patience=-1"):
+        OperatorConfig(patience=-1)
+    with pytest.raises(ValueError, match="share=0"):
+        OperatorConfig(share=0.0)
+    processes = object.__new__(ProcessVectorEnv)
+    with pytest.raises(ValueError, match="serial, threads"):
+        Rollout(processes, None)._operator(OperatorConfig(patience=1), 0, EpisodePlan(0, (0,), ActingPolicy(lost)))  # type: ignore[arg-type]
+    vector = VectorEnv([FakeEnv()])
+    plan, player = EpisodePlan(0, (0,), ActingPolicy(SmoothBase())), Rollout(vector, vector.spec)
+    with pytest.raises(ValueError, match="no scripted expert"):
+        player.play([plan], operator=OperatorConfig(patience=1))
