@@ -302,7 +302,8 @@ class SessionFlow:
             return
         if self._version_off:
             self.problem = "another version acted: the episode is played again"
-            self.blind and self.blind.discard()
+            if self.blind is not None:
+                self.blind.discard()
             self._again()
         elif episode.state == "aborted":
             self.problem = episode.detail or "the episode was aborted"

@@ -77,7 +77,7 @@ class Cameras:
         self._offered: dict[str, tuple[np.ndarray | bytes, int]] = {}
         self._due_ns: dict[str, int] = {}
         self._newest: dict[str, Frame] = {}
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], object]] = []
         self._stop = False
         self.skipped = 0
         self.failed = ""
@@ -106,7 +106,7 @@ class Cameras:
     def newest(self) -> Mapping[str, Frame]:
         return self._newest  # replaced, never changed
 
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+    def listen(self, listener: Callable[[], object]) -> Callable[[], None]:
         """Call ``listener`` (in the encoding thread) after every picture; what is returned ends that."""
         with self._guard:
             self._listeners = [*self._listeners, listener]

@@ -86,7 +86,7 @@ class ConsoleServer:
                 server_header=False,
                 ws_per_message_deflate=False,
                 **tls,
-            )  # fmt: skip
+            )
         )
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
         self.error: BaseException | None = None

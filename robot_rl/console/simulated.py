@@ -83,7 +83,7 @@ class SimulatedSession:
         self._make_env, self._policies, self._path = make_env, dict(policies), store
         self._names, self._size, self._rate, self._seed, self._auto = cameras, size, rate_hz, seed, auto
         self._safety_config, self._n_obs, self._n_action = safety or SafetyConfig(), n_obs_steps, n_action_steps
-        self._chunks = {"noise_shape": noise_shape, "chunk_horizon": chunk_horizon}
+        self._noise_shape, self._chunk_horizon = noise_shape, chunk_horizon
         self._guard = threading.RLock()
         self._view = SessionView(robot="simulated", run=store.parent.name, cameras=cameras, guard="ok", armed=True,
                                  nodes={"simulation": "active"})  # fmt: skip
@@ -241,7 +241,10 @@ class SimulatedSession:
                 self._store = EpisodeStore.open(self._path, mode="a")
             else:
                 features: Any = env.spec.observation_features
-                self._store = EpisodeStore.create(self._path, observation_features=features, action=spec, **self._chunks)
+                self._store = EpisodeStore.create(
+                    self._path, observation_features=features, action=spec, noise_shape=self._noise_shape,
+                    chunk_horizon=self._chunk_horizon,
+                )  # fmt: skip
             self._arbiter = OperatorArbiter(spec)
             self._loop = ControlLoop(
                 spec, ChunkScheduler(spec, self._n_action), SafetyFilter(self._safety_config, spec, 1.0 / self._period),

@@ -34,7 +34,7 @@ def assign(per_arm: int, rng: np.random.Generator) -> tuple[Arm, ...]:
     order: list[Arm] = []
     while (left := 2 * per_arm - len(order)) > 0:
         size = min(int(rng.choice(BLOCKS)), left)
-        block: list[Arm] = [*(["old"] * (size // 2)), *(["new"] * (size // 2))]
+        block: list[Arm] = [arm for arm in ARMS for _ in range(size // 2)]
         order += [block[i] for i in rng.permutation(size)]
     return tuple(order)
 
