@@ -56,7 +56,7 @@ def open_page(browser: Any, url: str, viewport: dict[str, int], **more: Any) -> 
     return page
 
 
-def wait(page: Any, expression: str, patience_s: float = 20.0) -> Any:
+def wait(page: Any, expression: str, patience_s: float = 60.0) -> Any:
     """Until a JavaScript expression is true. Playwright's own waiting evaluates text in the page, which its policy forbids."""
     end = time.monotonic() + patience_s
     while time.monotonic() < end:

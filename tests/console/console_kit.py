@@ -166,7 +166,7 @@ class Page:
         identity = identity or f"{id(self)}-{self._asked}"
         self.answers.pop(identity, None)
         await self.socket.send(json.dumps({"type": "ask", "id": identity, "name": name, "values": values}))
-        until = time.monotonic() + 10.0
+        until = time.monotonic() + 60.0
         while identity not in self.answers:
             assert time.monotonic() < until, f"no answer to {name}"
             await self.hear(0.05)
@@ -187,7 +187,7 @@ class Page:
         await self.socket.send(text)
         return text
 
-    async def until(self, condition: Callable[[dict[str, Any]], Any], what: str, patience_s: float = 20.0) -> dict[str, Any]:
+    async def until(self, condition: Callable[[dict[str, Any]], Any], what: str, patience_s: float = 60.0) -> dict[str, Any]:
         end = time.monotonic() + patience_s
         while time.monotonic() < end:
             await self.hear(0.05)

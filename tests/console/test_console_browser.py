@@ -26,7 +26,7 @@ def browser():
         yield started
 
 
-def until(condition, what: str, patience_s: float = 20.0):
+def until(condition, what: str, patience_s: float = 60.0):
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
         if found := condition():

@@ -151,7 +151,7 @@ def test_cameras_keep_the_newest_only():
         for i in range(200):
             cameras.offer("a", np.full((4, 4, 3), i % 250, np.uint8), i)
             cameras.offer("b", b"\xff\xd8 a jpeg", i)
-        until = time.monotonic() + 10.0
+        until = time.monotonic() + 60.0
         while set(cameras.newest()) != {"a", "b"}:
             assert time.monotonic() < until
             time.sleep(0.01)

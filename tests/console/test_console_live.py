@@ -31,7 +31,7 @@ async def at_the_controls(page: Page, name: str = "ann") -> None:
 
 async def drive_for(console, page: Page, steps: int) -> None:
     """Forward, for so many control steps under a person's control."""
-    until, first = time.monotonic() + 30.0, None
+    until, first = time.monotonic() + 60.0, None
     while first is None or console.session.ticks < first + steps:
         assert time.monotonic() < until, page.state
         await page.drive(FORWARD)
