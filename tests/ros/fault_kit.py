@@ -57,6 +57,15 @@ observations:
      max_age_s: 0.2}}
 sync: {{anchor: state, state: newest, frozen_check: true}}
 """
+VLM = """
+kind: vlm
+name: vlm.progress
+camera: observation.images.front
+goal: lift the block
+method: shuffled
+frames: 5
+vlm: {{base_url: "{url}", model: fake, requests_per_day: 20000, tokens_per_day: 200000000, money_per_day: 0}}
+"""
 TOKEN = "a-token-for-the-fault-harness"
 
 
@@ -217,9 +226,19 @@ class Bench:
 
             self.robot = str(self.folder / "robot.yaml")
             Path(self.robot).write_text(CAMERA.format(sim_arm=find_config("robots/sim_arm")))
-            given |= {"robot": self.robot, "images": "raw", "recipe": ""}
+            given |= {"robot": self.robot, "images": "raw", "recipe": "", "vlm_rewards": self._vlm()}
             env["MUJOCO_GL"] = os.environ.get("MUJOCO_GL", "egl")
         return list(graph("sim_session").build(given))
+
+    def _vlm(self) -> str:
+        """A reward source that asks a model server of ours; the path of its settings."""
+        from robot_rl.rewards.vlm.fake_server import FakeVlmServer
+
+        server = FakeVlmServer(seed=self.rng.randrange(1 << 30))
+        self.stack.callback(server.close)
+        path = self.folder / "vlm.yaml"
+        path.write_text(VLM.format(url=server.url))
+        return str(path)
 
     def _two(self, given: dict[str, str], env: dict[str, str]) -> list[NodeSpec]:
         host = "127.0.0.1"

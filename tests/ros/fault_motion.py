@@ -156,7 +156,31 @@ def kill_operator(b: Bench) -> Run:
     return run
 
 
+def kill_vlm(b: Bench, i: int) -> Run:
+    """Whoever asks a model server is nobody that a robot waits for."""
+    run = Run("kill -9 vlm_reward_node")
+    b.await_motion()
+    t0 = net.send(b.pid("vlm_reward_node"), signal.SIGKILL)
+    b.went_on(run, t0)
+    b.recovered(run, t0, new_episode=False)
+    back = lambda: (s := b.watch.diagnostics.get("/vlm_reward_node: source")) is not None and s.sent_ns > t0  # noqa: E731
+    run.check(b.watch.until(back, RECOVER_S, 0.1), "the source did not come back")
+    return run
+
+
 # ---- 4: hangs
+
+
+def hang_vlm(b: Bench, i: int) -> Run:
+    run = Run("hang vlm_reward_node")
+    b.await_motion()
+    t0 = net.send(b.pid("vlm_reward_node"), signal.SIGSTOP)
+    try:
+        b.went_on(run, t0, HANG_S)
+    finally:
+        net.send(b.pid("vlm_reward_node"), signal.SIGCONT)
+    b.recovered(run, t0, new_episode=False)
+    return run
 
 
 def hang(b: Bench, i: int) -> Run:

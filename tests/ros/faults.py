@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fault_data import bad_weights, broken_transfer, clocks, full_disk, garbage, other_schema, partition
 from fault_kit import Bench, Run
-from fault_motion import frozen_camera, hang, kill_guard, kill_others, kill_policy, sensors
+from fault_motion import frozen_camera, hang, hang_vlm, kill_guard, kill_others, kill_policy, kill_vlm, sensors
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ FAULTS: dict[int, Fault] = {
     for f in (
         Fault(1, "policy_node killed", (("main", kill_policy),)),
         Fault(2, "guard_node killed", (("main", kill_guard),)),
-        Fault(3, "learner, reward, intervention, monitor, sim killed in turn", (("main", kill_others),)),
-        Fault(4, "each node hangs for 3 s", (("main", hang),)),
+        Fault(
+            3, "learner, reward, intervention, monitor, sim, vlm killed in turn", (("main", kill_others), ("camera", kill_vlm))
+        ),
+        Fault(4, "each node hangs for 3 s", (("main", hang), ("camera", hang_vlm))),
         Fault(5, "frozen camera", (("camera", frozen_camera),)),
         Fault(6, "stale or stopped measured state", (("main", sensors),)),
         Fault(7, "bad weights with a right hash", (("main", bad_weights),)),
