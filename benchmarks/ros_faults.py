@@ -4,7 +4,9 @@
 injects each fault (section 10.3 of the ROS specification) at random instants of episodes in motion, and waits until the session goes
 on by itself. Prints one JSON object: for each fault runs, time to hold (p50, p99, max; ms from the injection to the last command that
 moves), commands above limits, committed episodes lost, sessions that needed a person, and what went wrong in words. What this
-machine does not allow is named under ``weaker``, and never counted as passed. Exit code 1 when anything went wrong.
+machine does not allow is named under ``weaker``, and never counted as passed. A run that went wrong while the host of a virtual machine
+kept its processors from it for more than 100 ms of a second is listed under ``disturbed`` with its figures and injected again, five
+times a fault at most. Exit code 1 when anything went wrong.
 
 Network namespaces (fault 10) and a small disk (fault 9) need root or CAP_SYS_ADMIN; fault 12 needs a C compiler for the wall clock.
 """
@@ -20,6 +22,7 @@ import platform
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import defaultdict
@@ -31,6 +34,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ros")]
+DISTURBED_MS, MOST_DISTURBED = 100.0, 5
 KINDS = ("main", "camera", "two", "wall", "simtime")
 
 
@@ -62,6 +66,28 @@ def summary(fault: Any, runs: list[Any], above: int, lost: list[str], checked: i
     }  # fmt: skip
 
 
+class Stolen:
+    """How long the host of a virtual machine kept its processors from it (steal time of ``/proc/stat``), sampled all the time."""
+
+    PERIOD_S = 0.1
+
+    def __init__(self) -> None:
+        self._samples: list[tuple[float, float]] = []
+        threading.Thread(target=self._sample, name="steal", daemon=True).start()
+
+    def _sample(self) -> None:
+        while True:
+            with open("/proc/stat") as file:
+                ticks = int(file.readline().split()[8])
+            self._samples.append((time.monotonic(), 1e3 * ticks / os.sysconf("SC_CLK_TCK")))
+            time.sleep(self.PERIOD_S)
+
+    def worst_ms(self, since: float) -> float:
+        """The most within any second since then, all processors together."""
+        taken = [s for s in self._samples if s[0] >= since - 1.0]
+        return max((b[1] - next(a[1] for a in taken if a[0] >= b[0] - 1.0) for b in taken), default=0.0)
+
+
 class Harness:
     """Faults one after the other, one session for as many of them as it survives."""
 
@@ -73,12 +99,14 @@ class Harness:
         self.lost: dict[int, list[str]] = defaultdict(list)
         self.checked: dict[int, int] = defaultdict(int)
         self.skipped: dict[int, str] = {}
+        self.disturbed: dict[int, list[Any]] = defaultdict(list)
 
     def session(self, kind: str, work: list[tuple[int, Any, int]]) -> None:
         """``work``: (fault, function, how many times) of this kind of session."""
         from fault_kit import Bench, Run
         from faults import NEEDS
 
+        self.stolen = Stolen()
         left = [(number, inject, i) for number, inject, times in work for i in range(times)]
         failures = 0
         while left and failures < 5:
@@ -96,13 +124,19 @@ class Harness:
                         left = [w for w in left if w[0] != number]
                         continue
                     left.pop(0)
-                    at = len(bench.lines)
+                    at, since = len(bench.lines), time.monotonic()
                     try:
                         run = inject(bench, i)
                     except Exception as error:
                         run = Run(f"run {i}", problems=[f"the harness gave up: {error!r}"], person=True)
                         self.say(traceback.format_exc())
-                    self.runs[number].append(run)
+                    stolen = self.stolen.worst_ms(since)
+                    if stolen > 10.0:
+                        run.figures["stolen_ms"] = stolen
+                    disturbed = run.problems and stolen > DISTURBED_MS and len(self.disturbed[number]) < MOST_DISTURBED
+                    (self.disturbed if disturbed else self.runs)[number].append(run)
+                    if disturbed:
+                        left.insert(0, (number, inject, i))
                     self.say(
                         f"fault {number} #{i} {run.variant}: hold {run.hold_ms} ms, on after {run.recovered_s} s {run.figures} {run.problems or ''}"
                     )
@@ -145,6 +179,7 @@ class Harness:
             self.above[number] += other.above[number]
             self.lost[number] += other.lost[number]
             self.checked[number] += other.checked[number]
+            self.disturbed[number] += other.disturbed[number]
 
     def say(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
@@ -205,6 +240,10 @@ def main() -> int:
         found = summary(
             FAULTS[number], harness.runs[number], len(harness.above[number]), harness.lost[number], harness.checked[number]
         )
+        found["disturbed"] = [
+            {"variant": r.variant, "problems": r.problems, "stolen_ms": r.figures["stolen_ms"]}
+            for r in harness.disturbed[number]
+        ]
         if number in harness.skipped:
             found["not_injected"] = harness.skipped[number]
         results.append(found)
