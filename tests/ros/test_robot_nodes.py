@@ -98,7 +98,7 @@ def test_a_robot_without_a_policy(tmp_path: Path):
     """Lifecycle, refusals, recording, staleness, and death of the policy: one graph, because processes take seconds to start."""
     store = tmp_path / "store"
     specs = [
-        spec("sim_node", 0, env="tabletop/Lift", robot="sim_arm_joints", realtime_factor=0.25),
+        spec("sim_node", 0, env="tabletop/Lift", robot="sim_arm_joints", realtime_factor=0.15),
         spec("guard_node", 0, robot="sim_arm_joints", state_file=str(tmp_path / "guard.json")),
         spec("policy_node", 1, robot="no_such_robot", policy="none", store=str(store), control_hz=10, replan_margn=3),
     ]
@@ -117,6 +117,11 @@ def test_a_robot_without_a_policy(tmp_path: Path):
 
         def episode() -> EpisodeStatus:
             return probe.records(topic("episode_status"), EpisodeStatus)[-1]
+
+        def go_on() -> None:
+            """On a machine that is too busy the policy may find the guard silent and end the episode, as it should: begin another."""
+            if episode().end_reason == "safety" and episode().state in ("ended", "committed", "aborted"):
+                drive.trigger("policy_node/start_episode")
 
         # Wrong parameters: the node lives, configure refuses with the whole list, requests that cannot be are answered.
         assert not drive.lifecycle(Transition.TRANSITION_ACTIVATE)
@@ -161,9 +166,9 @@ def test_a_robot_without_a_policy(tmp_path: Path):
         )
         probe.until(lambda: drive.set_bool("guard_node/arm", True)[0], "the guard arms")
         probe.until(lambda: drive.trigger("policy_node/start_episode")[0], "an episode begins")
-        probe.until(lambda: guard().level in ("ok", "clamp"), "commands pass the guard")
+        probe.until(lambda: guard().level in ("ok", "clamp"), "commands pass the guard", also=go_on)
         stamps = probe.until(
-            lambda: len(probe.heard[topic("action/arm")]) > 60 and probe.heard[topic("action/arm")], "commands"
+            lambda: len(probe.heard[topic("action/arm")]) > 60 and probe.heard[topic("action/arm")], "commands", also=go_on
         )
         stamps = [from_stamp(m.header.stamp) for m in stamps[10:]]
         steps = [b - a for a, b in pairwise(stamps)]
@@ -178,7 +183,7 @@ def test_a_robot_without_a_policy(tmp_path: Path):
         if not guard().armed:
             probe.until(lambda: drive.set_bool("guard_node/arm", True)[0], "the guard arms again")
             probe.until(lambda: drive.trigger("policy_node/start_episode")[0], "an episode begins")
-        probe.until(lambda: guard().level in ("ok", "clamp"), "motion goes on")
+        probe.until(lambda: guard().level in ("ok", "clamp"), "motion goes on", also=go_on)
 
         # The operator says how it went: labelled, committed, readable.
         assert drive.set_bool("policy_node/end_episode", True)[0]
@@ -193,9 +198,9 @@ def test_a_robot_without_a_policy(tmp_path: Path):
 
         # kill -9 in the middle of an episode: the guard holds in time, on its own.
         probe.until(lambda: drive.trigger("policy_node/start_episode")[0], "an episode begins")
-        killed = episode().episode_id
-        probe.until(lambda: guard().level in ("ok", "clamp"), "motion")
+        probe.until(lambda: guard().level in ("ok", "clamp"), "motion", also=go_on)
         probe.spin(1.0)
+        killed = episode().episode_id
         os.kill(supervisor.processes[topic("policy_node")].pid, signal.SIGKILL)
         probe.until(lambda: guard().level in ("hold", "stop"), "the guard holds")
         last = max(from_stamp(m.header.stamp) for m in probe.heard[topic("action/arm")])
