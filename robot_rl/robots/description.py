@@ -324,7 +324,7 @@ class RobotDescription:
 
     @property
     def joint_topics(self) -> tuple[str, ...]:
-        """Every topic that says where commanded joints are: the feedback's, and observations that hold some of them."""
+        """Every topic that says where commanded joints are: the feedback's, then observations that hold some of them (``MeasuredJoints``)."""
         commanded = {j for c in self.commands for j in c.names}
         topics = [self.feedback.joint_states] if self.feedback.joint_states else []
         for sources in self.states.values():

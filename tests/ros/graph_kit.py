@@ -79,7 +79,8 @@ class Probe:
                 if found := condition():
                     return found
             self.executor.spin_once(timeout_sec=0.05)
-            also()
+            with suppress(IndexError):
+                also()
         raise AssertionError(f"{what}: not within {patience_s:.0f} s; {self._last_words()}")
 
     def _last_words(self) -> str:
