@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from host_steal import Stolen
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ros")]
@@ -228,6 +229,7 @@ def measure(folder: Path, robots: int, seconds: float, versions: int, episode_s:
 
     with Fleet(folder, robots, episode_s) as fleet:
         time.sleep(3.0)
+        stolen, since_start = Stolen(), time.monotonic()
         delays: list[float] = []
         missing = 0
         for seed in range(versions):
@@ -255,7 +257,7 @@ def measure(folder: Path, robots: int, seconds: float, versions: int, episode_s:
     return {
         "robots": robots, "episodes": done, "ended_by": dict(ends), "episodes_per_minute": 60.0 * done / took, "cpu_busy": (now[0] - cpu[0]) / (now[1] - cpu[1]),
         "acts_after_s": _quantiles(delays), "robots_that_missed_a_version": missing, "longest_gap_s": gaps, "restarts": restarts,
-        "commands_above_limits": above,
+        "commands_above_limits": above, "stolen_by_host": stolen.report(since_start),
     }  # fmt: skip
 
 

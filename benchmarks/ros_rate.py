@@ -10,8 +10,9 @@ session records, at its shipped low priority.
 
 Judged are the intervals between commands at the guard's output, the controller topic, by the time at which the guard's process handed each
 one to DDS (the middleware's source timestamp). Beside them: the same for the policy's own output, the stamps in the messages, and arrival
-at this process, which adds its own scheduling. Intervals between two episodes are none. Prints one JSON object; histograms for people
-go to standard error.
+at this process, which adds its own scheduling. Intervals between two episodes are none. ``stolen_by_host`` says how much processor time
+the host of a virtual machine kept from it meanwhile: jitter above it is ours. Prints one JSON object; histograms for people go to
+standard error.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from host_steal import Stolen
 
 from robot_rl.ros.graph import NodeSpec, graph
 from robot_rl.ros.starting import Supervisor
@@ -433,8 +435,9 @@ def measure(run: Path, base: Path, hz: float, given: argparse.Namespace, priorit
             wait(lambda: (s := read_status(learner)) is not None and s.updates > 20, supervisor, "the learner learns")
         pids = {n.strip("/"): p.pid for n, p in supervisor.processes.items()} | ({"cameras": driver.pid} if driver else {})
         before, updates = {n: cpu_seconds(p) for n, p in pids.items()}, getattr(read_status(learner), "updates", 0)
-        since, load_before = time.time_ns(), os.getloadavg()
-        end = time.monotonic() + given.seconds
+        stolen, since, load_before = Stolen(), time.time_ns(), os.getloadavg()
+        began = time.monotonic()
+        end = began + given.seconds
         while time.monotonic() < end:
             supervisor.look()
             time.sleep(0.2)
@@ -443,9 +446,10 @@ def measure(run: Path, base: Path, hz: float, given: argparse.Namespace, priorit
         used = {n: round(100 * (cpu_seconds(p) - before[n]) / took, 1) for n, p in pids.items()}
         learned = getattr(read_status(learner), "updates", 0) - updates
         restarts = {n: p.restarts for n, p in supervisor.processes.items() if p.restarts}
+        host = stolen.report(began)
         time.sleep(0.5)
         return report(listener, hz, since, until) | {
-            "priority": priority, "load_average": {"before": load_before, "after": os.getloadavg()}, "cpu_percent": used,
+            "priority": priority, "stolen_by_host": host, "load_average": {"before": load_before, "after": os.getloadavg()}, "cpu_percent": used,
             "learner": None if given.no_learner else {"updates": learned, "updates_per_s": round(learned / took, 1)},
             "restarts": restarts,
         }  # fmt: skip

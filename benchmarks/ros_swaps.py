@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from host_steal import Stolen
 from ros_rate import CONTROL_HZ, PRIORITIES, Listener, draw, jitter, session, wait, with_params, write_robot
 
 from robot_rl.ros.graph import graph
@@ -194,7 +195,7 @@ def measure(run: Path, given: argparse.Namespace) -> dict[str, Any]:
     with session(run, specs, cameras=False, rt=given.priority == "rt") as (supervisor, listener, _):
         wait(lambda: listener.running, supervisor, "an episode runs")
         time.sleep(1.0)
-        since = time.time_ns()
+        stolen, began_s, since = Stolen(), time.monotonic(), time.time_ns()
         end = time.monotonic() + given.baseline_s
         while time.monotonic() < end:
             supervisor.look()
@@ -230,7 +231,7 @@ def measure(run: Path, given: argparse.Namespace) -> dict[str, Any]:
             "published_to_acting_ms": {f"p{q}": round(1e3 * float(np.percentile(latency, q)), 1) for q in (50, 95, 100)} if latency else None,
             "with_swaps": found, "without_swaps": before,
             "guard_jump_events": sum(e.count for e in jumps), "guard_rules": sorted({e.rule for e in listener.events}),
-            "load_average": os.getloadavg(), "restarts": {n: p.restarts for n, p in supervisor.processes.items() if p.restarts},
+            "stolen_by_host": stolen.report(began_s), "load_average": os.getloadavg(), "restarts": {n: p.restarts for n, p in supervisor.processes.items() if p.restarts},
         }  # fmt: skip
 
 
