@@ -36,6 +36,9 @@ from robot_rl.wire.codec import Status, WireError, WireSchemaError
 EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 EXIT_STUCK = 70
 TEARDOWN_S = 10.0
+SWITCH_S = 0.0005
+"""How long a thread of a node waits for Python's lock before it asks for it. With Python's own 5 ms, whatever computes that long
+(diagnostics, once a second) makes a command that is due meanwhile late by as much."""
 OK, WARN, ERROR, STALE = 0, 1, 2, 3
 SCHEMA_STANDS_S = 10.0
 T = TypeVar("T")
@@ -315,6 +318,7 @@ def run(factory: Callable[[], Any], argv: Sequence[str] | None = None, *, own_pr
     plus the terminal) kills the clean-up; so the handlers are ours and further SIGINTs are ignored during teardown.
     """
     argv = list(sys.argv if argv is None else argv)
+    sys.setswitchinterval(SWITCH_S)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

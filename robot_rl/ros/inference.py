@@ -69,6 +69,10 @@ class InferenceWorker:
         """Seconds; 0 before the first decision."""
         return float(np.quantile(self.latencies[-100:], q)) if self.latencies else 0.0
 
+    def expected_s(self) -> float:
+        """Seconds until the present inference is done if it takes as long as usual; 0 while nobody knows."""
+        return max(0.0, self.quantile(0.5) - (time.monotonic() - self.started)) if self.busy else 0.0
+
     def hung(self) -> float:
         """Seconds that the present inference has taken, when that is far more than usual; else 0."""
         if not self.busy or self._done.is_set():

@@ -488,8 +488,10 @@ class Session:
                 self.recording.say(weights_version=self.host.acting.version)
             self.worker.submit(loop.request())
         if scheduler.rows_left(loop.step) == 0 and self.worker.busy:
-            # The first command of an episode may wait for its chunk. Later ones leave on time, with a hold when there is none.
-            self._accept(self._decided(self.grace_s if loop.step == 0 else min(self.grace_s, self._time_left())))
+            # The first command of an episode may wait for its chunk, when that is about to come. Later ones leave on time, with a
+            # hold when there is none.
+            near = self.node.sim_time or self.worker.expected_s() <= self.grace_s
+            self._accept(self._decided(self.grace_s if loop.step == 0 and near else min(self.grace_s, self._time_left())))
 
     def _time_left(self) -> float:
         """Seconds that this control step may wait; without a play-out of its own nothing is due at an instant."""
