@@ -7,7 +7,8 @@ that failed is reported with its error (``--retry`` runs it again). ``--slice`` 
 progress gets an interrupt, saves, and goes on at the next call. ``--docs`` writes what was measured into the recipes' tables.
 
 The interval is that of the paired difference on the same 200 final starts, by hierarchical bootstrap over training seeds and
-starts; ``holds`` means that it lies above zero and that there were at least two seeds.
+starts; ``holds`` means that it lies above zero and that there were at least two seeds. ``--out FILE`` keeps what every start of a run
+came to: runs that the file knows from elsewhere, and that were not done again here, stay in the table.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ INTERRUPTED = 130
 GRACE_S = 60.0  # that a run gets to save itself
 WORTH_STARTING_S = 15.0  # a process that has less left only starts and stops
 TARGETS = ("50", "75", "90")
+Run = dict[str, Any]
+Known = dict[tuple[str, int], Run]
+"""Finished runs by recipe and seed."""
 
 
 @dataclass(frozen=True)
@@ -251,10 +255,11 @@ class Bench:
 
     # ---- the table
 
-    def row(self, recipe: str, seeds: list[int]) -> dict[str, Any]:
-        """One recipe over the seeds that have finished."""
+    def row(self, recipe: str, seeds: list[int], known: Known) -> dict[str, Any]:
+        """One recipe over the seeds that have finished, here or, of all seeds, elsewhere."""
         folders = {seed: self.folder(recipe, seed) for seed in seeds}
-        done = {seed: f for seed, f in folders.items() if (f / "result.json").exists()}
+        done = {seed: run for (name, seed), run in known.items() if name == recipe}
+        done |= {seed: finished(f) for seed, f in folders.items() if (f / "result.json").exists()}
         row: dict[str, Any] = {"recipe": recipe, "seeds": sorted(done)}
         failed = {
             s: json.loads((f / "failed.json").read_text())["error"] for s, f in folders.items() if (f / "failed.json").exists()
@@ -262,15 +267,26 @@ class Bench:
         if failed:
             row["failed"] = failed
         if done:
-            row |= summary([finished(folder) for _, folder in sorted(done.items())])
+            runs = [done[seed] for seed in sorted(done)]
+            row |= summary(runs) | {"runs": runs}
         return row
 
-    def table(self, recipes: list[str], seeds: list[int]) -> dict[str, Any]:
-        return {"benchmark": "recipes", "rows": [self.row(recipe, seeds) for recipe in recipes]}
+    def table(self, recipes: list[str], seeds: list[int], known: Known | None = None) -> dict[str, Any]:
+        """Recipes that are ``known`` from elsewhere are rows, too."""
+        names = [name for name in self.settings.recipes if name in recipes or any(name == k for k, _ in known or {})]
+        return {"benchmark": "recipes", "rows": [self.row(name, seeds, known or {}) for name in names]}
 
 
-def finished(folder: Path) -> dict[str, Any]:
-    """What a finished run says, with its final episodes as start to success of either policy."""
+def read_known(path: Path) -> Known:
+    """The runs of a table that ``--out`` wrote; none where there is no such file."""
+    if not path.exists():
+        return {}
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return {(r["recipe"], s): run for r in rows for s, run in zip(r["seeds"], r.get("runs", []), strict=False)}
+
+
+def finished(folder: Path) -> Run:
+    """What a finished run says. ``base`` and ``policy``: a digit for each final start in order, 1 where it was a success."""
     result = json.loads((folder / "result.json").read_text())
     played: dict[str, dict[int, bool]] = {"base": {}, "policy": {}}
     for line in read_jsonl(folder / "episodes.jsonl"):
@@ -281,23 +297,26 @@ def finished(folder: Path) -> dict[str, Any]:
     zero = [line["successes"] / line["n"] for line in curve if line["who"] == "zero_noise"]
     # Of heads alone: on the few starts of a small curve the base itself may look better than it is.
     heads = steps_to((line["env_steps"], line["successes"] / line["n"]) for line in curve if line["version"] > 0)
-    return {**result, "played": played, "steps_to": heads, "zero_noise": zero[0] if zero else None}
+    copied = {key: result[key] for key in ("task", "env_steps", "updates", "lowest_acting_minus_base", "wall_seconds", "ended")}
+    outcomes = {who: "".join("01"[starts[s]] for s in sorted(starts)) for who, starts in played.items()}
+    return {**copied, **outcomes, "steps_to": heads, "zero_noise": zero[0] if zero else None}
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def rate(outcomes: str) -> float:
+    return outcomes.count("1") / len(outcomes)
+
+
+def summary(runs: list[Run]) -> dict[str, Any]:
     """Rates, the paired difference with its interval, and what every run took. The "best" of a run is what its gate lets act."""
-    differences = [
-        [float(run["played"]["policy"][s]) - float(run["played"]["base"][s]) for s in sorted(run["played"]["base"])]
-        for run in runs
-    ]
+    differences = [[float(p) - float(b) for b, p in zip(run["base"], run["policy"], strict=True)] for run in runs]
     interval = hierarchical_bootstrap(differences)
     mean = sum(sum(d) / len(d) for d in differences) / len(runs)
     dips = [run["lowest_acting_minus_base"] for run in runs]
     return {
         "task": runs[0]["task"],
-        "base": [run["base"]["success"] for run in runs],
-        "best": [run["policy"]["success"] for run in runs],
-        "starts": runs[0]["base"]["n"],
+        "base": [rate(run["base"]) for run in runs],
+        "best": [rate(run["policy"]) for run in runs],
+        "starts": len(runs[0]["base"]),
         "difference": mean,
         "interval": [interval.low, interval.high],
         "holds": len(runs) > 1 and interval.low > 0.0,
@@ -351,7 +370,7 @@ def main() -> None:
     parser.add_argument("--slice", type=float, default=float("inf"), help="seconds after which to stop cleanly")
     parser.add_argument("--retry", action="store_true", help="start failed runs anew")
     parser.add_argument("--read", action="store_true", help="run nothing, only read what there is")
-    parser.add_argument("--out", type=Path, help="also write the table there")
+    parser.add_argument("--out", type=Path, help="also write the table there, with the runs that it already knows")
     parser.add_argument("--docs", type=Path, help="write the figures into the tables of this Markdown file")
     arguments = parser.parse_args()
     settings = Settings.read()
@@ -368,7 +387,8 @@ def main() -> None:
         bench.prepare({e.data for e in named} | {kind for e in named for kind in e.store.values()})
         # All recipes once before any of them twice.
         complete = all(bench.play(recipe, seed) for seed in arguments.seeds for recipe in recipes)
-    table = bench.table(recipes, arguments.seeds) | {"complete": complete}
+    known = read_known(arguments.out) if arguments.out is not None else {}
+    table = bench.table(recipes, arguments.seeds, known) | {"complete": complete}
     text = json.dumps(table, indent=2)
     print(text)
     if arguments.out is not None:

@@ -82,9 +82,9 @@ def test_a_recipe_that_fails_is_reported_and_stops_nobody(bench, tmp_path: Path,
     monkeypatch.setattr(bench.Bench, "_wait", lambda self, child: child.wait())
     assert made.play("residual", 0)
     finished(bench, made.folder("edit", 0), [True, False], [True, True])
-    table = made.table(["residual", "edit"], [0])
-    assert "scale" in table["rows"][0]["failed"][0]
-    assert table["rows"][1]["difference"] == 0.5
+    rows = {row["recipe"]: row for row in made.table(["residual", "edit"], [0])["rows"]}
+    assert "scale" in rows["residual"]["failed"][0]
+    assert rows["edit"]["difference"] == 0.5
     assert made.play("residual", 0), "it is not tried again by itself"
     made.forget_failures(["residual"], [0])
     assert not made.folder("residual", 0).exists()
@@ -97,6 +97,26 @@ def test_nothing_is_started_when_time_is_up(bench, tmp_path: Path) -> None:
     assert not made.play("edit", 0)
     assert not (made.folder("edit", 0)).exists()
     assert not made.play("compass", 0), "nor are the runs it is made of"
+
+
+def test_runs_of_another_machine_stay_in_the_table(bench, tmp_path: Path) -> None:
+    """One seed here and one there are two seeds; what was run again counts as it came out now."""
+    here, there = (bench.Bench(tmp_path / name, bench.Settings.read()) for name in ("here", "there"))
+    base = [False, True] * 20
+    finished(bench, there.folder("edit", 1), base, [True] * 40)
+    finished(bench, there.folder("expo", 0), base, base)
+    out = tmp_path / "table.json"
+    out.write_text(json.dumps(there.table(["edit", "expo"], [0, 1])))
+    finished(bench, here.folder("edit", 0), base, [True] * 40)
+    table = here.table(["edit"], [0, 1], bench.read_known(out))
+    rows = {row["recipe"]: row for row in table["rows"]}
+    assert rows["edit"]["seeds"] == [0, 1]
+    assert rows["edit"]["holds"]
+    assert rows["expo"]["seeds"] == [0]
+    finished(bench, here.folder("edit", 1), base, base)
+    again = {row["recipe"]: row for row in here.table(["edit"], [0, 1], bench.read_known(out))["rows"]}
+    assert again["edit"]["best"] == [1.0, 0.5]
+    assert bench.read_known(tmp_path / "none.json") == {}
 
 
 def test_figures_reach_the_docs_and_other_columns_stay(bench, tmp_path: Path) -> None:
