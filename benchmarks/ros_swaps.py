@@ -137,6 +137,15 @@ def figures(listener: Listener, hz: float, since: int, until: int, swaps_ns: lis
     )
     interval = np.diff(sent) / 1e9
     step = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    began = np.searchsorted(at, sent[1:], side="right") - 1
+    missed = [
+        {
+            "interval_ms": round(float(interval[i]) * 1e3, 1),
+            "after_swap_ms": round(float(sent[i + 1] - swaps[after[i]]) / 1e6, 1) if after[i] >= 0 else None,
+            "into_episode_s": round(float(sent[i + 1] - at[began[i]]) / 1e9, 2) if began[i] >= 0 else None,
+        }
+        for i in np.flatnonzero(same & (interval > 2 * period))
+    ]
     tool = load_robot("sim_arm_cameras").limits.tool
     limit = tool.linear_speed * period if tool is not None else float("nan")
 
@@ -153,7 +162,7 @@ def figures(listener: Listener, hz: float, since: int, until: int, swaps_ns: lis
     return {
         "seconds": round((until - since) / 1e9, 1), "episodes": int(sum(since <= b <= until for b in borders)),
         "near_swaps": part(same & near), "elsewhere": part(same & ~near), "limit_step_mm": round(limit * 1e3, 3),
-        "moved_m": round(float(step[same].sum()), 3), "at_guard_output": jitter(list(sent), period, borders, since, until),
+        "missed": missed, "moved_m": round(float(step[same].sum()), 3), "at_guard_output": jitter(list(sent), period, borders, since, until),
     }  # fmt: skip
 
 
