@@ -6,7 +6,7 @@ Publishes versions of a head through the weight channel and announces each with 
 ``policy_node`` with ``swap_at: chunk`` drives the simulated arm (real time, wall clock). The next version is published when the last
 one acts, so that each of them is really swapped in. Counted: swaps that the node took, commands that came more than a period late in the
 ``--window-s`` after a swap and in all other time, and the largest distance between two consecutive commands at the guard's output
-against the velocity limit times the period. Also the same length of motion without any swap, before. Prints one JSON object.
+against the velocity limit times the period. Motion with swaps and motion without any take turns of ``--turn-s``. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -118,17 +118,22 @@ class Publisher:
         return m.version
 
 
-def figures(listener: Listener, hz: float, since: int, until: int, swaps_ns: list[int], window_s: float) -> dict[str, Any]:
-    """Late commands near swaps and away from them, and the largest step."""
+def figures(
+    listener: Listener, hz: float, windows: list[tuple[int, int]], swaps_ns: list[int], window_s: float
+) -> dict[str, Any]:
+    """Late commands within windows of time (ns), near swaps and away from them, and the largest step."""
     from robot_rl.robots.description import load_robot
 
     period = 1.0 / hz
-    borders = [at for seen in listener.episodes.values() for state, at in seen if state == "running"]
+    edges = [at for window in windows for at in window]
+    episodes = [at for seen in listener.episodes.values() for state, at in seen if state == "running"]
+    borders = sorted(episodes + edges)
     asked, guard = set(listener.commands["policy"].stamp), listener.commands["guard"]
-    rows = sorted((guard.sent[i], i) for i, s in enumerate(guard.stamp) if s in asked and since <= guard.sent[i] <= until)
+    inside = lambda t: any(since <= t <= until for since, until in windows)  # noqa: E731
+    rows = sorted((guard.sent[i], i) for i, s in enumerate(guard.stamp) if s in asked and inside(guard.sent[i]))
     sent = np.array([t for t, _ in rows], np.int64)
     places = np.array([guard.vectors[i] for _, i in rows])
-    at = np.array(sorted(borders), np.int64)
+    at = np.array(borders, np.int64)
     same = np.searchsorted(at, sent[1:]) == np.searchsorted(at, sent[:-1])
     swaps = np.array(sorted(swaps_ns), np.int64)
     after = np.searchsorted(swaps, sent[1:], side="right") - 1
@@ -137,12 +142,13 @@ def figures(listener: Listener, hz: float, since: int, until: int, swaps_ns: lis
     )
     interval = np.diff(sent) / 1e9
     step = np.linalg.norm(np.diff(places, axis=0), axis=1)
-    began = np.searchsorted(at, sent[1:], side="right") - 1
+    began = np.array(sorted(episodes), np.int64)
+    begun = np.searchsorted(began, sent[1:], side="right") - 1
     missed = [
         {
             "interval_ms": round(float(interval[i]) * 1e3, 1),
             "after_swap_ms": round(float(sent[i + 1] - swaps[after[i]]) / 1e6, 1) if after[i] >= 0 else None,
-            "into_episode_s": round(float(sent[i + 1] - at[began[i]]) / 1e9, 2) if began[i] >= 0 else None,
+            "into_episode_s": round(float(sent[i + 1] - began[begun[i]]) / 1e9, 2) if begun[i] >= 0 else None,
         }
         for i in np.flatnonzero(same & (interval > 2 * period))
     ]
@@ -160,9 +166,9 @@ def figures(listener: Listener, hz: float, since: int, until: int, swaps_ns: lis
         }  # fmt: skip
 
     return {
-        "seconds": round((until - since) / 1e9, 1), "episodes": int(sum(since <= b <= until for b in borders)),
+        "seconds": round(sum(until - since for since, until in windows) / 1e9, 1), "episodes": sum(inside(b) for b in episodes),
         "near_swaps": part(same & near), "elsewhere": part(same & ~near), "limit_step_mm": round(limit * 1e3, 3),
-        "missed": missed, "moved_m": round(float(step[same].sum()), 3), "at_guard_output": jitter(list(sent), period, borders, since, until),
+        "missed": missed, "moved_m": round(float(step[same].sum()), 3), "at_guard_output": jitter(list(sent), period, borders, edges[0], edges[-1]),
     }  # fmt: skip
 
 
@@ -170,11 +176,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swaps", type=int, default=1000)
     parser.add_argument("--hz", type=float, default=50.0)
-    parser.add_argument("--every-s", type=float, default=0.0, help="least time between two versions; 0: as soon as one acts")
+    parser.add_argument("--every-s", type=float, default=0.0, help="pause before the next version; 0: as soon as one acts")
     parser.add_argument(
         "--window-s", type=float, default=0.2, help="after a swap: deadlines missed in it count as caused by it"
     )
-    parser.add_argument("--baseline-s", type=float, default=20.0, help="motion without swaps before")
+    parser.add_argument(
+        "--turn-s", type=float, default=20.0, help="motion without swaps and motion with them take turns of this length"
+    )
     parser.add_argument("--minutes", type=float, default=12.0, help="give up after")
     parser.add_argument("--priority", choices=list(PRIORITIES), default="rt")
     parser.add_argument("--inference", choices=("auto", "process", "thread"), default="auto")
@@ -191,6 +199,18 @@ def main() -> int:
     return 0
 
 
+def swap(publisher: Publisher, supervisor: Any, swaps_ns: list[int], latency: list[float], give_up: float) -> None:
+    """Publish a version and wait until it acts; notes when it did, and after how many seconds."""
+    acting = publisher.listener.acting
+    version, began = publisher.publish(), time.monotonic()
+    while version not in acting and time.monotonic() < give_up:
+        supervisor.look()
+        time.sleep(0.002)
+    if version in acting:
+        swaps_ns.append(acting[version])
+        latency.append(time.monotonic() - began)
+
+
 def measure(run: Path, given: argparse.Namespace) -> dict[str, Any]:
     robot = write_robot(run, given.hz, cameras=False)
     arguments = {
@@ -203,32 +223,27 @@ def measure(run: Path, given: argparse.Namespace) -> dict[str, Any]:
     specs = with_params(specs, {"policy_node": {"inference": given.inference}})
     with session(run, specs, cameras=False, rt=given.priority == "rt") as (supervisor, listener, _):
         wait(lambda: listener.running, supervisor, "an episode runs")
-        time.sleep(1.0)
-        stolen, began_s, since = Stolen(), time.monotonic(), time.time_ns()
-        end = time.monotonic() + given.baseline_s
-        while time.monotonic() < end:
-            supervisor.look()
-            time.sleep(0.1)
-        before = figures(listener, given.hz, since, time.time_ns(), [], given.window_s)
-
         publisher = Publisher(run, listener)
         wait(lambda: publisher.topic.get_subscription_count() >= 1, supervisor, "policy_node listens to weights")
-        acting = listener.acting
-        since, latency, give_up = time.time_ns(), [], time.monotonic() + 60.0 * given.minutes
+        time.sleep(1.0)
+        stolen, began_s, give_up = Stolen(), time.monotonic(), time.monotonic() + 60.0 * given.minutes
+        windows: dict[str, list[tuple[int, int]]] = {"with": [], "without": []}
+        latency: list[float] = []
         swaps_ns: list[int] = []
         while len(swaps_ns) < given.swaps and time.monotonic() < give_up:
-            version, began = publisher.publish(), time.monotonic()
-            while version not in acting and time.monotonic() < give_up:
-                supervisor.look()
-                time.sleep(0.002)
-            if version in acting:
-                swaps_ns.append(acting[version])
-                latency.append(time.monotonic() - began)
-            time.sleep(max(0.0, given.every_s - (time.monotonic() - began)))
-        until = time.time_ns()
+            for kind in ("without", "with"):
+                since, end = time.time_ns(), min(time.monotonic() + given.turn_s, give_up)
+                while time.monotonic() < end and len(swaps_ns) < given.swaps:
+                    if kind == "with":
+                        swap(publisher, supervisor, swaps_ns, latency, give_up)
+                    else:
+                        supervisor.look()
+                    time.sleep(given.every_s if kind == "with" else 0.1)
+                windows[kind].append((since, time.time_ns()))
+                time.sleep(given.window_s)  # what a swap causes belongs to neither
         time.sleep(1.5)
         weights, loop = listener.status("policy_node: weights"), listener.status("policy_node: policy")
-        found = figures(listener, given.hz, since, until, swaps_ns, given.window_s)
+        found, without = (figures(listener, given.hz, windows[k], swaps_ns, given.window_s) for k in ("with", "without"))
         draw("|interval - period| at the guard's output, with swaps", found["at_guard_output"])
         jumps = [e for e in listener.events if e.rule in ("step_jump", "start_jump")]
         return {
@@ -238,7 +253,7 @@ def measure(run: Path, given: argparse.Namespace) -> dict[str, Any]:
             "inference": given.inference, "window_s": given.window_s, "published": publisher.versions, "swaps": len(swaps_ns),
             "swaps_counted_by_policy_node": weights.get("swaps"), "refused": weights.get("refused"),
             "published_to_acting_ms": {f"p{q}": round(1e3 * float(np.percentile(latency, q)), 1) for q in (50, 95, 100)} if latency else None,
-            "with_swaps": found, "without_swaps": before,
+            "with_swaps": found, "without_swaps": without,
             "guard_jump_events": sum(e.count for e in jumps), "guard_rules": sorted({e.rule for e in listener.events}),
             "stolen_by_host": stolen.report(began_s), "load_average": os.getloadavg(), "restarts": {n: p.restarts for n, p in supervisor.processes.items() if p.restarts},
         }  # fmt: skip
