@@ -124,7 +124,14 @@ class Seen:
     number: int
 
 
-Message = Drive | Ask | Seen
+@dataclass(frozen=True)
+class Feel:
+    """How the person likes what they see, from -1 to 1; sent while the strip is touched."""
+
+    value: float
+
+
+Message = Drive | Ask | Seen | Feel
 
 
 def parse(data: str | bytes) -> Message:
@@ -150,7 +157,10 @@ def parse(data: str | bytes) -> Message:
     if kind == "seen":
         _keys(found, {"camera", "number"})
         return Seen(_text(found, "camera", _NAME), _integer(found, "number"))
-    raise MessageError(f"type={str(kind)[:40]!r}: accepted are drive, ask, seen")
+    if kind == "feel":
+        _keys(found, {"value"})
+        return Feel(_share(found["value"], "value"))
+    raise MessageError(f"type={str(kind)[:40]!r}: accepted are drive, ask, seen, feel")
 
 
 def _no_constant(text: str) -> None:
@@ -169,6 +179,12 @@ def _integer(found: Mapping[str, Any], key: str) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise MessageError(f"{key}: accepted is an integer from 0")
     return int(value)
+
+
+def _share(value: Any, key: str) -> float:
+    if type(value) not in (int, float) or not -1.0 <= value <= 1.0 or not isfinite(value):
+        raise MessageError(f"{key}: accepted are numbers from -1 to 1")
+    return float(value)
 
 
 def _flag(found: Mapping[str, Any], key: str) -> bool:
@@ -190,11 +206,7 @@ def _drive(found: Mapping[str, Any]) -> Drive:
     axes = found["axes"]
     if not isinstance(axes, list) or len(axes) != len(AXES):
         raise MessageError(f"axes: accepted are {len(AXES)} numbers: {', '.join(AXES)}")
-    numbers = []
-    for name, value in zip(AXES, axes, strict=True):
-        if type(value) not in (int, float) or not -1.0 <= value <= 1.0 or not isfinite(value):
-            raise MessageError(f"axes.{name}: accepted are numbers from -1 to 1")
-        numbers.append(float(value))
+    numbers = [_share(value, f"axes.{name}") for name, value in zip(AXES, axes, strict=True)]
     gripper = _flag(found, "gripper") if "gripper" in found else False
     return Drive(_integer(found, "seq"), _integer(found, "echo"), _flag(found, "held"), tuple(numbers), gripper)
 

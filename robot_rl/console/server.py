@@ -1,6 +1,6 @@
 """The ASGI application: the page, two websockets (controls and pictures), and what the page reads of recorded episodes.
 
-``/ws``         JSON both ways: drive, ask; tick, state, answer
+``/ws``         JSON both ways: drive, feel, ask; tick, state, answer
 ``/ws/frames``  binary to the page (:mod:`robot_rl.console.frames`), an acknowledgement back for every picture that was shown
 
 A camera has at most two pictures on their way to a page; the next one is sent when one was acknowledged, and it is then the newest
@@ -26,7 +26,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from robot_rl.console.access import COOKIE, Access
-from robot_rl.console.messages import Ask, Drive, MessageError, Seen, parse
+from robot_rl.console.library import gate_curve
+from robot_rl.console.messages import Ask, Drive, Feel, MessageError, Seen, parse
 from robot_rl.console.office import Office
 from robot_rl.console.report import REPORT
 
@@ -120,6 +121,7 @@ def make_app(office: Office, access: Access) -> Any:
         Route("/api/episodes/{episode}/{camera}.jpg", pages.picture),
         Route("/api/pair", pages.pair),
         Route("/api/curve", pages.curve),
+        Route("/api/gate", pages.gate),
         Route("/api/notes", pages.notes),
         Route("/report", pages.report),
         WebSocketRoute("/ws", pages.controls),
@@ -220,6 +222,11 @@ class _Pages:
             self._curve = time.monotonic(), known
         return JSONResponse({"points": known, "hidden": False})
 
+    async def gate(self, request: Request) -> Response:
+        if self.office.blinded:
+            return JSONResponse({"points": [], "hidden": True})
+        return await self._read(lambda: {"points": gate_curve(self.office.folder), "hidden": False})
+
     async def notes(self, request: Request) -> Response:
         return JSONResponse([asdict(n) for n in self.office.notes.last()])
 
@@ -277,6 +284,8 @@ class _Pages:
                 continue
             if isinstance(message, Drive):
                 self.office.drive(number, message)
+            elif isinstance(message, Feel):
+                self.office.feel(number, message)
             elif isinstance(message, Ask):
                 if len(asks) >= MAX_ASKS and message.name != "estop":
                     answer = {"type": "answer", "id": message.id, "ok": False, "text": "too many requests at once"}
