@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 MAX_BYTES = 8192
+MAX_TOOK_MS = 1e6
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 _WORD = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,120}")
@@ -118,10 +119,11 @@ class Ask:
 
 @dataclass(frozen=True)
 class Seen:
-    """A frame has reached the screen; the next one of that camera may be sent."""
+    """A frame has reached the screen, ``took_ms`` after it reached the page; the next one of that camera may be sent."""
 
     camera: str
     number: int
+    took_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,11 @@ def parse(data: str | bytes) -> Message:
     if kind == "ask":
         return _ask(found)
     if kind == "seen":
-        _keys(found, {"camera", "number"})
-        return Seen(_text(found, "camera", _NAME), _integer(found, "number"))
+        _keys(found, {"camera", "number"}, frozenset({"took"}))
+        took = found.get("took", 0.0)
+        if type(took) not in (int, float) or not 0.0 <= took <= MAX_TOOK_MS:
+            raise MessageError(f"took: accepted are milliseconds from 0 to {MAX_TOOK_MS:g}")
+        return Seen(_text(found, "camera", _NAME), _integer(found, "number"), float(took))
     if kind == "feel":
         _keys(found, {"value"})
         return Feel(_share(found["value"], "value"))

@@ -31,4 +31,4 @@ class RestClock:
                 self._worked += passed
             self._last = now
         self._here = bool(who)
-        return int(self._worked / 60.0) if who and self._worked >= self.work_s else 0
+        return max(1, int(self._worked / 60.0)) if who and self._worked >= self.work_s else 0
