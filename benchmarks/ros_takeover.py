@@ -45,6 +45,7 @@ SHARES = (0.5, 0.44, 0.06)
 MIDDLE, REACH = np.array([0.0, 0.0, 0.15]), np.array([0.10, 0.14, 0.07])
 """People drive towards some place in here, so that no motion ends at the workspace's edge."""
 PATIENCE_S = 5.0
+SET_INTERVENTION = "policy_node/set_intervention"
 AT_REST = "cut while at rest"
 
 
@@ -57,6 +58,8 @@ class Record:
         end: ``released``, or how the link was cut.
         rest_ms: from the cut to the last command that moved.
         again_ms: as ``executed_ms``, of taking over once more after a cut.
+        back_s: seconds until a killed node was back and heard the gamepad.
+        stalled: the cut stalled the session, too: the guard held, and the take-over after it is no part of this episode.
         largest_mm: the largest step between two commands from the take-over to after the hand-back.
         stolen_ms: the most that the host took within any second of it.
         context: of one with problems, what guard and episodes said meanwhile, in milliseconds from the request.
@@ -67,6 +70,8 @@ class Record:
     end: str = "released"
     rest_ms: float | None = None
     again_ms: float | None = None
+    back_s: float | None = None
+    stalled: bool = False
     largest_mm: float = 0.0
     stolen_ms: float = 0.0
     context: list[str] = field(default_factory=list)
@@ -89,7 +94,7 @@ class Drill:
         from geometry_msgs.msg import PoseStamped
 
         from robot_rl.ros.conversion import read_records
-        from robot_rl.wire import GuardEvent
+        from robot_rl.wire import GuardEvent, OperatorState
 
         self.bench, self.watch, self.pad = bench, bench.watch, pad
         self.rng = np.random.default_rng(seed)
@@ -99,7 +104,9 @@ class Drill:
         self.jumps: list[Any] = []
         self.watch.listen(PoseStamped, "operator/action/arm", self.wishes.append, _vector, _profile())
         # Volatile topics, unlike those that the watch itself keeps records of.
-        self.watch.listen(DiagnosticArray, "operator/state", self.devices.append, lambda m: None, _profile())
+        self.watch.listen(
+            DiagnosticArray, "operator/state", self.devices.append, lambda m: read_records(m, OperatorState), _profile()
+        )
         self.watch.listen(
             DiagnosticArray, "guard_node/events", self._on_events, lambda m: read_records(m, GuardEvent), _profile()
         )
@@ -157,7 +164,7 @@ class Drill:
     def one(self, index: int, cut: str) -> Record:
         record, began = Record(index), time.monotonic()
         self.ready(KILL_TAIL_S if cut == "kill" else TAIL_S)
-        del self.wishes[:]
+        del self.wishes[:], self.devices[:-1]
         pressed, record.executed_ms = self.take(record, "take-over")
         if record.executed_ms is not None:
             time.sleep(self.rng.uniform(0.05, 0.4))
@@ -165,8 +172,10 @@ class Drill:
                 record.end = cut
                 self._cut(record, cut)
         released = self.pad.release()
-        # Until the blend is over and the policy has the robot: or until the episode is over.
-        self.watch.until(lambda: self._autonomous(released), PATIENCE_S)
+        # Until the blend is over and the policy has the robot, or the episode is over.
+        if not self.watch.until(lambda: self._autonomous(released), PATIENCE_S):
+            record.problems.append("the robot was not handed back")
+            self.bench.set_bool(SET_INTERVENTION, False)
         self._steps(record, pressed)
         record.stolen_ms = round(self.stolen.worst_ms(began), 1)
         if record.problems:
@@ -176,6 +185,17 @@ class Drill:
     def _autonomous(self, since_ns: int) -> bool:
         beats = [h for h in list(self.watch.heartbeats)[-20:] if h.sent_ns > since_ns + 50_000_000]
         return bool(beats) and beats[-1].value in ("policy", "idle", "inactive")
+
+    def _heard(self, since_ns: int) -> bool:
+        """A device has been heard by a node that speaks after the given time."""
+        last = self.devices[-1] if self.devices else None
+        return last is not None and last.sent_ns > since_ns and any((s.age_ms or 0.0) >= 0.0 for s in last.value)
+
+    def _in_session(self, since_ns: int) -> bool:
+        """Whether the same episode runs as before, and the guard lets commands through."""
+        episode = self.watch.episode()
+        ended = any(s.sent_ns > since_ns and s.value.state != "running" for s in list(self.watch.episodes))
+        return episode is not None and episode.state == "running" and not ended and self.watch.level() in ("ok", "clamp")
 
     def _cut(self, record: Record, cut: str) -> None:
         from fault_net import send
@@ -189,9 +209,10 @@ class Drill:
         elif cut == "stop":
             send(node, signal.SIGCONT)
         else:
-            back = lambda: self.devices and self.devices[-1].sent_ns > t0 + 300_000_000  # noqa: E731
-            if not self.watch.until(back, 60.0):
-                record.problems.append("intervention_node did not come back")
+            if self.watch.until(lambda: self._heard(t0 + 300_000_000), 60.0):
+                record.back_s = round((time.time_ns() - t0) / 1e9, 1)
+            else:
+                record.problems.append("intervention_node did not come back and hear the gamepad within a minute")
         time.sleep(1.0 if cut == "kill" else 0.15)  # a node that has just started has to find the others first
         released = self.pad.release()
         time.sleep(self.rng.uniform(0.1, 0.2))
@@ -202,6 +223,9 @@ class Drill:
         if record.rest_ms > HOLD_MS:
             what = "the robot went on by itself" if moves and moves[-1].sent_ns > released else "moved"
             record.problems.append(f"{cut}: {what} until {record.rest_ms} ms after the cut")
+        if not self._in_session(t0):  # a stopped process can stall others for a second: the guard holds, and the episode ends
+            record.stalled = True
+            return
         _, record.again_ms = self.take(record, f"take-over after {cut}")
         time.sleep(self.rng.uniform(0.05, 0.2))
 
@@ -238,12 +262,14 @@ def summary(records: list[dict[str, Any]], sessions: list[dict[str, Any]]) -> di
         "the_same_after_a_cut_ms": quantiles(again),
         "cut_to_rest_ms": quantiles([v for values in rests.values() for v in values]),
         "cut_to_rest_ms_by_cause": {c: quantiles(v) for c, v in rests.items() if v},
+        "killed_node_back_s": quantiles([r["back_s"] for r in records if r["back_s"] is not None]),
+        "cut_that_stalled_the_session": {c: sum(r["stalled"] and r["end"] == c for r in records) for c in CUTS},
         "largest_step_mm": quantiles([r["largest_mm"] for r in records]),
         "commands_checked": sum(s["checked"] for s in sessions), "commands_above_limits": [w for s in sessions for w in s["wrong"]],
         "guard_jump_events": sum(s["jump_events"] for s in sessions),
         "limit_step_mm": sessions[-1]["limit_step_mm"] if sessions else None,
         "violations": [
-            {k: r[k] for k in ("index", "end", "problems", "stolen_ms", "context")} for r in records if r["problems"]
+            {k: r[k] for k in ("index", "end", "stalled", "problems", "stolen_ms", "context")} for r in records if r["problems"]
         ],
         "kinds_of_violation": dict(Counter(p.split(":")[0] for r in records for p in r["problems"])),
         "stolen_ms": quantiles([r["stolen_ms"] for r in records]),
@@ -273,7 +299,8 @@ def drill(folder: Path, kept: Path, given: argparse.Namespace) -> None:
                 try:
                     while (index < given.takeovers or cuts < given.cuts) and time.monotonic() < until:
                         left, open_ = max(1, given.takeovers - index), given.cuts - cuts
-                        cut = str(run.rng.choice(CUTS, p=SHARES)) if run.rng.random() < open_ / left else ""
+                        shares = np.array([s if c in given.kinds else 0.0 for c, s in zip(CUTS, SHARES, strict=True)])
+                        cut = str(run.rng.choice(CUTS, p=shares / shares.sum())) if run.rng.random() < open_ / left else ""
                         record = run.one(index, cut)
                         cuts += record.end in CUTS
                         index += 1
@@ -305,6 +332,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="for sessions and what was found; a temporary one by default")
+    parser.add_argument("--kinds", nargs="+", choices=CUTS, default=list(CUTS), help="of cuts, for looking for causes")
     parser.add_argument("--verbose", action="store_true")
     given = parser.parse_args()
     if not 0 <= given.cuts <= given.takeovers:

@@ -101,7 +101,8 @@ class InterventionNode(PlainNode):
             page = Gamepad(name, axes=range(6), **common)
 
             def on_page(message: Joy) -> None:
-                page.feed(message.axes, message.buttons, time.monotonic_ns(), from_stamp(message.header.stamp))
+                if page.feed(message.axes, message.buttons, time.monotonic_ns(), from_stamp(message.header.stamp)):
+                    self._tick()  # a press must not wait for the timer
 
             self.listen(Joy, CONSOLE_JOY, on_page, qos.LATEST)
             return page
@@ -118,7 +119,8 @@ class InterventionNode(PlainNode):
 
             def on_joy(message: Joy) -> None:
                 pad.buttons = self._buttons()
-                pad.feed(message.axes, message.buttons, time.monotonic_ns(), from_stamp(message.header.stamp))
+                if pad.feed(message.axes, message.buttons, time.monotonic_ns(), from_stamp(message.header.stamp)):
+                    self._tick()
 
             self.listen(Joy, JOY_TOPICS[name], on_joy, qos.LATEST)
             return pad
