@@ -46,6 +46,8 @@ MIDDLE, REACH = np.array([0.0, 0.0, 0.15]), np.array([0.10, 0.14, 0.07])
 """People drive towards some place in here, so that no motion ends at the workspace's edge."""
 PATIENCE_S = 5.0
 SET_INTERVENTION = "policy_node/set_intervention"
+RECENT = 300
+"""Messages that are looked through for the last seconds."""
 AT_REST = "cut while at rest"
 
 
@@ -126,7 +128,7 @@ class Drill:
     def executed(self, since_ns: int) -> Any | None:
         """The first command at the controller that the person asked for after the given time."""
         wishes = [w for w in list(self.wishes) if w.sent_ns > since_ns]
-        for command in [c for c in list(self.watch.arm) if c.sent_ns > since_ns]:
+        for command in [c for c in self.watch.arm[-RECENT:] if c.sent_ns > since_ns]:
             if any(
                 np.abs(w.value[:3] - command.value[:3]).max() < SAME_M and w.sent_ns <= command.sent_ns + 1_000_000
                 for w in wishes
@@ -183,7 +185,7 @@ class Drill:
         return record
 
     def _autonomous(self, since_ns: int) -> bool:
-        beats = [h for h in list(self.watch.heartbeats)[-20:] if h.sent_ns > since_ns + 50_000_000]
+        beats = [h for h in self.watch.heartbeats[-20:] if h.sent_ns > since_ns + 50_000_000]
         return bool(beats) and beats[-1].value in ("policy", "idle", "inactive")
 
     def _heard(self, since_ns: int) -> bool:
@@ -194,7 +196,7 @@ class Drill:
     def _in_session(self, since_ns: int) -> bool:
         """Whether the same episode runs as before, and the guard lets commands through."""
         episode = self.watch.episode()
-        ended = any(s.sent_ns > since_ns and s.value.state != "running" for s in list(self.watch.episodes))
+        ended = any(s.sent_ns > since_ns and s.value.state != "running" for s in self.watch.episodes[-RECENT:])
         return episode is not None and episode.state == "running" and not ended and self.watch.level() in ("ok", "clamp")
 
     def _cut(self, record: Record, cut: str) -> None:
@@ -230,16 +232,16 @@ class Drill:
         time.sleep(self.rng.uniform(0.05, 0.2))
 
     def _context(self, since_ns: int) -> list[str]:
-        said = [(s.sent_ns, f"guard {s.value.level} {s.value.rule or ''}") for s in list(self.watch.guards)]
-        said += [(s.sent_ns, f"episode {s.value.state} {s.value.end_reason or ''}") for s in list(self.watch.episodes)]
-        arm = [s for s in list(self.watch.arm)[-1000:] if s.sent_ns > since_ns - 200_000_000]
+        said = [(s.sent_ns, f"guard {s.value.level} {s.value.rule or ''}") for s in self.watch.guards[-RECENT:]]
+        said += [(s.sent_ns, f"episode {s.value.state} {s.value.end_reason or ''}") for s in self.watch.episodes[-RECENT:]]
+        arm = [s for s in self.watch.arm[-1000:] if s.sent_ns > since_ns - 200_000_000]
         steps = [(b.sent_ns, float(np.linalg.norm(b.value[:3] - a.value[:3]))) for a, b in itertools.pairwise(arm)]
         said += [(at, f"step {1e3 * far:.1f} mm") for at, far in steps[:60]]
-        said += [(b.sent_ns, b.value) for a, b in itertools.pairwise(list(self.watch.heartbeats)) if a.value != b.value]
+        said += [(b.sent_ns, b.value) for a, b in itertools.pairwise(self.watch.heartbeats[-RECENT:]) if a.value != b.value]
         return [f"{(at - since_ns) / 1e6:.0f} {what.strip()}" for at, what in sorted(said) if at > since_ns - 1_000_000_000]
 
     def _steps(self, record: Record, since_ns: int) -> None:
-        arm = [c for c in list(self.watch.arm)[-2000:] if c.sent_ns > since_ns - 100_000_000]
+        arm = [c for c in self.watch.arm[-2000:] if c.sent_ns > since_ns - 100_000_000]
         same = [(a, b) for a, b in itertools.pairwise(arm) if b.sent_ns - a.sent_ns < 200_000_000]
         record.largest_mm = round(
             max((float(np.linalg.norm(b.value[:3] - a.value[:3])) for a, b in same), default=0.0) * 1e3, 2
