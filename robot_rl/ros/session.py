@@ -539,7 +539,14 @@ class Session:
         self._operator[channel] = (vector, self.node.clock_ns())
 
     def on_operators(self, states: Sequence[OperatorState], stamp_ns: int) -> None:
-        """What all devices say at one instant: the one that takes over counts, else the one that drove last, else the first."""
+        """What all devices say at one instant: the one that takes over counts, else the one that drove last, else the first.
+
+        A device that nothing has been heard of since its node started says nothing: taken for "let go", it would turn a button that has
+        been held since before the start into a new press.
+        """
+        states = [s for s in states if s.age_ms is None or s.age_ms >= 0.0]
+        if not states:
+            return
         taking = next((s for s in states if s.takeover), None)
         known = next((s for s in states if s.device == self._operator_device), states[0])
         chosen = taking or known
