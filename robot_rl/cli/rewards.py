@@ -1,4 +1,4 @@
-"""``robot-rl reward <action>``: label, report, train, fake-vlm."""
+"""``robot-rl reward <action>``: label, report, train, record, calibrate-delay, fake-vlm."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from robot_rl.cli.data import _counter, _display
 from robot_rl.cli.output import FAILED, OK, UsageError, emit
+from robot_rl.cli.reward_people import add_people, calibrate_delay, episodes_of, record
 
 
 def reward(argv: Sequence[str]) -> int:
@@ -22,6 +23,8 @@ def reward(argv: Sequence[str]) -> int:
         "label": ("score the episodes of a store with a source; the events go beside the episodes", label),
         "report": ("measure a source on a store's episodes; exit code 1 when it should not be trained on", report),
         "train": ("train the model of a source from a store's episodes", train),
+        "record": ("mark frames of success in recorded episodes on a page, until there are enough for a classifier", record),
+        "calibrate-delay": ("how many steps late a person's feedback comes", calibrate_delay),
         "fake-vlm": ("a model server for tests, with every way of going wrong", fake_vlm),
     }
     added = {}
@@ -75,6 +78,10 @@ def reward(argv: Sequence[str]) -> int:
     )
     added["train"].add_argument("--goal", default="", help="where episodes name no task (preference)")
     added["train"].add_argument("--seed", type=int, default=0)
+    added["train"].add_argument(
+        "--marks", default="", metavar="FILE", help="frames that `robot-rl reward record` marked (classifier)"
+    )
+    add_people(added["record"], added["calibrate-delay"])
     fake = added["fake-vlm"]
     fake.add_argument("--host", default="127.0.0.1")
     fake.add_argument("--port", type=int, default=8000)
@@ -102,10 +109,6 @@ def _source(arguments: argparse.Namespace) -> Iterator[Any]:
         getattr(source, "close", lambda: None)()
 
 
-def _episodes(arguments: argparse.Namespace) -> list[str] | None:
-    return [e for e in arguments.episodes.split(",") if e] or None
-
-
 def label(arguments: argparse.Namespace) -> int:
     from robot_rl.replay import EpisodeStore
     from robot_rl.rewards.labelling import label_store
@@ -113,7 +116,7 @@ def label(arguments: argparse.Namespace) -> int:
     opened = EpisodeStore.open(arguments.store, mode="a", recover=False)
     with opened as store, _source(arguments) as source, _display(arguments) as progress:
         summary = label_store(
-            store, source, episodes=_episodes(arguments), again=arguments.again, verdict=arguments.verdict,
+            store, source, episodes=episodes_of(arguments), again=arguments.again, verdict=arguments.verdict,
             progress=_counter(progress, "label"),
         )  # fmt: skip
     emit(summary.to_json(), arguments.json)
@@ -126,7 +129,7 @@ def report(arguments: argparse.Namespace) -> int:
     from robot_rl.rewards.report import judge_source, write_report
 
     with EpisodeStore.open(arguments.store) as store, _source(arguments) as source:
-        found = judge_source(source, read_episodes(store, source, _episodes(arguments)), controls=not arguments.no_controls)
+        found = judge_source(source, read_episodes(store, source, episodes_of(arguments)), controls=not arguments.no_controls)
     path = write_report(found, arguments.out)
     data = found.to_json()
     shown = {
@@ -162,11 +165,11 @@ def train(arguments: argparse.Namespace) -> int:
         kind=arguments.kind, cameras=tuple(c for c in arguments.cameras.split(",") if c), encoder=_mapping(arguments.encoder, "--encoder"),
         grid=arguments.grid, model=_mapping(arguments.options, "--options"), positive_frames=arguments.positive_frames,
         every=arguments.every, seed=arguments.seed, vlm=_mapping(arguments.vlm, "--vlm"), pairs=arguments.pairs, goal=arguments.goal, comparisons=arguments.comparisons,
-        gripper=arguments.gripper, position=_indices(arguments.position),
+        gripper=arguments.gripper, position=_indices(arguments.position), marks=arguments.marks,
     )  # fmt: skip
     with EpisodeStore.open(arguments.store) as store:
         model_id, fitted = train_model(
-            store, options, FitBudget(arguments.steps, arguments.seconds), Path(arguments.out), _episodes(arguments)
+            store, options, FitBudget(arguments.steps, arguments.seconds), Path(arguments.out), episodes_of(arguments)
         )
     emit(
         {

@@ -15,6 +15,7 @@ from robot_rl.rewards.classifier_model import ClassifierConfig, LabelledFrames, 
 from robot_rl.rewards.encoders import EncoderConfig, build_text_encoder
 from robot_rl.rewards.features import FeatureConfig, FrameFeatures
 from robot_rl.rewards.learned import FitBudget, FitReport
+from robot_rl.rewards.marks import marked_frames, read_looks
 from robot_rl.rewards.progress import save_progress
 from robot_rl.rewards.progress_model import Clip, ProgressConfig, fit_progress
 from robot_rl.rewards.stages import keyframe_labels, keyframes
@@ -37,6 +38,7 @@ class TrainOptions:
     gripper, position: of ``process``: which numbers of ``observation.state`` are the gripper's opening and the hand's place.
     vlm, pairs, goal: of ``preference``: the model server that compares, how many pairs it is asked about, and the goal where
         episodes name no task.
+    marks: of ``classifier``: file of frames that a person marked; then nothing is guessed from ``positive_frames``.
     comparisons: of ``preference``: file of choices that people made on the operator's page; then nobody else is asked.
     """
 
@@ -54,6 +56,7 @@ class TrainOptions:
     pairs: int = 200
     goal: str = ""
     comparisons: str = ""
+    marks: str = ""
 
 
 def train_model(
@@ -122,9 +125,13 @@ def _classifier(
     episodes: list[Episode], features: FeatureConfig, options: TrainOptions, budget: FitBudget, out: Path
 ) -> tuple[str, FitReport]:
     config = ClassifierConfig(**options.model)
-    frames = labelled_frames(episodes, features.cameras, options.positive_frames, config.state)
+    if options.marks:
+        frames = marked_frames(read_looks(options.marks), episodes, features.cameras, config.state)
+    else:
+        frames = labelled_frames(episodes, features.cameras, options.positive_frames, config.state)
     reader = FrameFeatures(features)
     model, report = fit_classifier(frames, reader.encoder, config, budget, seed=options.seed)
+    report.metrics |= {"positive_frames": float(frames.positive.sum()), "negative_frames": float((~frames.positive).sum())}
     return save_classifier(out, model, reader), report
 
 

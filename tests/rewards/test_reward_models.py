@@ -8,8 +8,9 @@ import torch
 
 from robot_rl.rewards.classifier_model import ClassifierConfig, LabelledFrames, SuccessClassifier, fit_classifier, platt
 from robot_rl.rewards.decision import Decider, DecisionConfig, Guard
+from robot_rl.rewards.delay import estimate_delay
 from robot_rl.rewards.encoders import EncoderConfig, HashedText, build_encoder
-from robot_rl.rewards.feedback import FeedbackConfig, estimate_delay, feedback_pairs, fit_feedback
+from robot_rl.rewards.feedback import FeedbackConfig, feedback_pairs, fit_feedback
 from robot_rl.rewards.goal import goal_baseline, start_goal_projection
 from robot_rl.rewards.hindsight import HindsightConfig, fit_forward, fit_hindsight, redistribution_targets
 from robot_rl.rewards.learned import FitBudget, Whitening
@@ -514,10 +515,10 @@ def test_feedback_delay_is_found():
         h = np.full(612, np.nan)
         h[d:] = u[:-d] + rng.normal(size=612 - d)
         h[rng.random(612) < 0.2] = np.nan
-        right += abs(estimate_delay(u, h) - d) <= 1
+        right += abs(estimate_delay([u], [h]).steps - d) <= 1
     assert right >= 38
     with pytest.raises(ValueError, match="never changes"):
-        estimate_delay(np.arange(20.0), np.zeros(20))
+        estimate_delay([np.arange(20.0)], [np.zeros(20)])
 
 
 def test_feedback_model_stands_in_and_pairs_leave_the_unclear_out():
