@@ -1,4 +1,4 @@
-"""``robot-rl reward <action>``: label, report, train, record, calibrate-delay, fake-vlm."""
+"""``robot-rl reward <action>``: label, report, apply, train, record, calibrate-delay, fake-vlm."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def reward(argv: Sequence[str]) -> int:
     every = {
         "label": ("score the episodes of a store with a source; the events go beside the episodes", label),
         "report": ("measure a source on a store's episodes; exit code 1 when it should not be trained on", report),
+        "apply": ("copy episodes with their composed rewards written down, for learning offline", apply),
         "train": ("train the model of a source from a store's episodes", train),
         "record": ("mark frames of success in recorded episodes on a page, until there are enough for a classifier", record),
         "calibrate-delay": ("how many steps late a person's feedback comes", calibrate_delay),
@@ -44,8 +45,15 @@ def reward(argv: Sequence[str]) -> int:
     added["report"].add_argument(
         "--no-controls", action="store_true", help="leave out reversed, shuffled and wrong-instruction copies"
     )
+    added["apply"].add_argument(
+        "--reward", required=True, metavar="FILE", help="YAML with the `reward:` block of a training configuration"
+    )
+    added["apply"].add_argument("--gamma", type=float, required=True, help="discount of the learner (potentials depend on it)")
+    added["apply"].add_argument("--out", required=True, help="folder of the new store")
     added["train"].add_argument(
-        "--kind", required=True, choices=("classifier", "process", "progress", "preference", "video_likelihood")
+        "--kind",
+        required=True,
+        help="classifier, feedback, preference, process, progress, transport, video_likelihood, video_similarity",
     )
     added["train"].add_argument("--out", required=True, help="folder of the model")
     added["train"].add_argument("--cameras", required=True, metavar="NAME,NAME", help="image features to look at")
@@ -81,6 +89,10 @@ def reward(argv: Sequence[str]) -> int:
     added["train"].add_argument(
         "--marks", default="", metavar="FILE", help="frames that `robot-rl reward record` marked (classifier)"
     )
+    added["train"].add_argument(
+        "--feedback", default="human", metavar="SOURCE", help="source through which a person spoke (feedback)"
+    )
+    added["train"].add_argument("--demonstrations", type=int, default=5, help="successes to imitate (transport)")
     add_people(added["record"], added["calibrate-delay"])
     fake = added["fake-vlm"]
     fake.add_argument("--host", default="127.0.0.1")
@@ -123,6 +135,36 @@ def label(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def apply(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    from robot_rl.config import decode
+    from robot_rl.replay import EpisodeStore
+    from robot_rl.rewards.applying import apply_rewards
+    from robot_rl.rewards.composition_config import CompositionConfig
+    from robot_rl.rewards.gate import admit
+
+    content = yaml.safe_load(Path(arguments.reward).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise UsageError(f"--reward={arguments.reward!r}: accepted is a mapping with `reward:` or `channels:`")
+    config = decode(CompositionConfig, content.get("reward", content), where=arguments.reward)
+    config = admit(config)  # refused before anything is made
+    if Path(arguments.out).exists():
+        raise UsageError(f"--out={arguments.out!r}: accepted is a folder that does not exist yet")
+    with EpisodeStore.open(arguments.store) as store:
+        spec = store.spec
+        made = EpisodeStore.create(
+            arguments.out, observation_features=spec.observation_features, action=spec.action, noise_shape=spec.noise_shape,
+            chunk_horizon=spec.chunk_horizon, stats_hash=spec.stats_hash, image_codec=spec.image_codec, jpeg_quality=spec.jpeg_quality,
+        )  # fmt: skip
+        with made, _display(arguments) as progress:
+            summary = apply_rewards(
+                store, made, config, arguments.gamma, episodes=episodes_of(arguments), progress=_counter(progress, "apply")
+            )
+    emit({"store": arguments.out, **summary.to_json()}, arguments.json)
+    return OK
+
+
 def report(arguments: argparse.Namespace) -> int:
     from robot_rl.replay import EpisodeStore
     from robot_rl.rewards.labelling import read_episodes
@@ -159,13 +201,16 @@ def _indices(text: str) -> tuple[int, ...]:
 def train(arguments: argparse.Namespace) -> int:
     from robot_rl.replay import EpisodeStore
     from robot_rl.rewards.learned import FitBudget
-    from robot_rl.rewards.training import TrainOptions, train_model
+    from robot_rl.rewards.training import KINDS, TrainOptions, train_model
+
+    if arguments.kind not in KINDS:
+        raise UsageError(f"--kind={arguments.kind!r}: accepted are {', '.join(KINDS)}")
 
     options = TrainOptions(
         kind=arguments.kind, cameras=tuple(c for c in arguments.cameras.split(",") if c), encoder=_mapping(arguments.encoder, "--encoder"),
         grid=arguments.grid, model=_mapping(arguments.options, "--options"), positive_frames=arguments.positive_frames,
         every=arguments.every, seed=arguments.seed, vlm=_mapping(arguments.vlm, "--vlm"), pairs=arguments.pairs, goal=arguments.goal, comparisons=arguments.comparisons,
-        gripper=arguments.gripper, position=_indices(arguments.position), marks=arguments.marks,
+        gripper=arguments.gripper, position=_indices(arguments.position), marks=arguments.marks, feedback=arguments.feedback, demonstrations=arguments.demonstrations,
     )  # fmt: skip
     with EpisodeStore.open(arguments.store) as store:
         model_id, fitted = train_model(

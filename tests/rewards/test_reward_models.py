@@ -503,6 +503,17 @@ def test_stage_map_is_continuous_and_monotone():
         StageMap((0.5, 0.6))
 
 
+def test_a_progress_model_without_memory_calls_a_reversed_copy_the_mirror():
+    """One frame in the window is the newest, and a value that depends on it alone cannot tell which way a film runs."""
+    rng = np.random.default_rng(0)
+    clips = [Clip(np.linspace(0, 1, 30)[:, None] * np.ones(6) + rng.normal(0, 0.05, (30, 6)), np.ones(4)) for _ in range(4)]
+    config = ProgressConfig(frames=1, width=16, layers=1, heads=2, components=2, batch=8, mirror=False)
+    model, _ = fit_progress(clips[:3], config, FitBudget(80), seed=0)
+    forward = model.score(clips[3].features, clips[3].text)
+    np.testing.assert_allclose(model.score(clips[3].features[::-1].copy(), clips[3].text), forward[::-1], atol=1e-6)
+    assert value_order_correlation(forward) > 0.8
+
+
 # ---- people
 
 
