@@ -479,7 +479,7 @@ def test_references_and_a_persons_feedback_are_trained_by_the_verb(folder, tmp_p
             (tmp_path / "source.yaml").write_text(json.dumps(settings))
             source = load_source(str(tmp_path / "source.yaml"))
             total = {True: [], False: []}
-            for name in names:
+            for name in names[:10]:
                 episode = store.read(name, [CAMERA])
                 total[bool(episode.meta.success)].append(float(source.score_episode(trace_of(episode)).value.sum()))
             assert np.mean(total[True]) > np.mean(total[False]), settings["kind"]
@@ -492,7 +492,7 @@ def test_references_and_a_persons_feedback_are_trained_by_the_verb(folder, tmp_p
                 store.append_reward(
                     RewardEvent(name, k, "human", float(2 * share[k] - 1), RewardKind.DENSE, model_id="human:me")
                 )
-    assert train("feedback", "--grid", "4", "--options", '{"learning_rate": 1e-3}', "--steps", "300") == 0
+    assert train("feedback", "--grid", "4", "--options", '{"learning_rate": 1e-3}', "--steps", "200") == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told.get("result", told)["correlation"] > 0.6
     assert train("clip") == 2

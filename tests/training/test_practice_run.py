@@ -53,6 +53,7 @@ def practise(files, run, attempts, *more):
     return main(["practice", *sides, *limits, *words, *more])
 
 
+@pytest.mark.slow
 def test_a_run_cut_in_two_is_the_same_run(files, tmp_path):
     assert practise(files, tmp_path / "whole", 6) == 0
     assert practise(files, tmp_path / "cut", 3) == 0
