@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from robot_rl.config import config_hash, load, to_yaml
 from robot_rl.policies.base import BasePolicy
@@ -76,7 +76,7 @@ class PracticeRunConfig:
     backward: DirectionConfig
     env: PracticeEnvConfig = field(default_factory=PracticeEnvConfig)
     practice: PracticeConfig = field(default_factory=lambda: PracticeConfig(attempt_s=4.0, attempts=400))
-    help_by: str = "stop"
+    help_by: Literal["stop", "reset"] = "stop"
     seed: int = 0
     checkpoint_every: int = 10
     device: str = "auto"
@@ -104,6 +104,15 @@ class DirectionLearner:
         if self.config.learner.algorithm == "on_policy":
             raise ValueError(
                 f"{direction}.config={own.config!r} learns on-policy, from rounds: accepted are off-policy learners"
+            )
+        if self.config.reward.channels:
+            raise ValueError(
+                f"{direction}.config={own.config!r} has reward.channels: accepted are none, the judge gives the reward"
+            )
+        if self.config.schedule.offline_updates:
+            raise ValueError(
+                f"{direction}.config={own.config!r} has schedule.offline_updates={self.config.schedule.offline_updates}: accepted is 0, "
+                "practice learns from its own attempts (learn offline with robot-rl train first)"
             )
         self.folder = RunFolder(config.run_dir / direction)
         self.base: BasePolicy = load_policy(self.config.base.path, device, dict(self.config.base.options))
