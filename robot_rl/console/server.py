@@ -53,7 +53,7 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; f
 GOING_AWAY, POLICY, TOO_MANY = 1001, 1008, 1013
 
 
-class _Gate:
+class Gate:
     """Every request: a Host this server goes by, an Origin that is this server, and (but for the page itself) somebody let in."""
 
     OPEN = ("/", "/api/login", "/api/me", "/favicon.svg")
@@ -131,7 +131,7 @@ def make_app(office: Office, access: Access) -> Any:
         WebSocketRoute("/ws/frames", pages.frames),
         Mount("/page", StaticFiles(directory=PAGE)),
     ]
-    return _Gate(Starlette(routes=routes, lifespan=lifespan), access)
+    return Gate(Starlette(routes=routes, lifespan=lifespan), access)
 
 
 class _Pages:
