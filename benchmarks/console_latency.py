@@ -2,14 +2,16 @@
 
     python benchmarks/console_latency.py [--seconds 20] [--watchers 5] [--width 640]
 
-A picture is stamped when the camera has it; its age is taken in the animation frame that shows it (same machine, same clock). The
-browser renders in software here, which is the slowest there is. Needs playwright and Chromium; without them it says "absent".
+A picture is stamped when the camera has it; its age is taken in the animation frame that shows it (same machine, same clock), with what it is
+made of: encoding, the way to the page, showing. Beside it: what the server's process and each kind of the browser's processes used of the
+processors. The browser renders in software here, which is the slowest there is. Needs playwright and Chromium; without them it says "absent".
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,23 @@ sys.path += [str(ROOT), str(ROOT / "tests" / "console")]
 def figures(ages: list[float]) -> dict[str, float]:
     p50, p95, p99 = np.percentile(ages, [50, 95, 99])
     return {"n": len(ages), "p50_ms": round(float(p50), 1), "p95_ms": round(float(p95), 1), "p99_ms": round(float(p99), 1)}
+
+
+def cpu_seconds() -> dict[str, float]:
+    """Of this process (server and simulation) and of the browser's, by kind."""
+    used: dict[str, float] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").split() or [b""]
+            ticks = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        own = folder.name == str(os.getpid())
+        if not own and b"chrom" not in words[0]:
+            continue
+        kind = "server" if own else next((f"browser {w[7:].decode()}" for w in words if w.startswith(b"--type=")), "browser")
+        used[kind] = used.get(kind, 0.0) + (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
+    return used
 
 
 def listen(url: str, seconds: float) -> None:
@@ -65,10 +84,12 @@ def measure(watchers: int, screens: int, seconds: float, width: int) -> dict[str
             page.click("#seat")
             wait(page, "(window.frameStats.front ?? []).length > 20", 60.0)
             page.wait_for_timeout(2000)
-            page.evaluate("for (const k in window.frameStats) window.frameStats[k].length = 0")
-            began, ticks = time.monotonic(), console.session.ticks
+            page.evaluate("for (const kept of [window.frameStats, window.frameParts]) for (const k in kept) kept[k].length = 0")
+            began, ticks, used = time.monotonic(), console.session.ticks, cpu_seconds()
             page.wait_for_timeout(seconds * 1000)
-            took, ages = time.monotonic() - began, page.evaluate("window.frameStats")
+            took, ages, parts = time.monotonic() - began, page.evaluate("window.frameStats"), page.evaluate("window.frameParts")
+            spent = {k: round(100 * (v - used.get(k, 0.0)) / took, 1) for k, v in cpu_seconds().items()}
+            others_shown = [p.evaluate("Object.values(window.frameStats).map((x) => x.slice(-40))") for p in others]
             hz = (console.session.ticks - ticks) / took
             asked = page.evaluate(
                 "(async () => { const out = []; for (let i = 0; i < 30; i++) { const t = performance.now();"
@@ -78,7 +99,9 @@ def measure(watchers: int, screens: int, seconds: float, width: int) -> dict[str
             return {
                 "watchers": watchers, "more_screens_on_this_machine": screens,
                 "camera_to_screen": figures([a for v in ages.values() for a in v]),
-                "pictures_a_second": {k: round(len(v) / took, 1) for k, v in sorted(ages.items())},
+                "made_of": {n: figures([p[i] for v in parts.values() for p in v]) for i, n in enumerate(("encoding", "way", "showing"))},
+                "on_the_other_screens": figures([a for o in others_shown for v in o for a in v]) if others else None,
+                "cpu_percent": spent, "pictures_a_second": {k: round(len(v) / took, 1) for k, v in sorted(ages.items())},
                 "button_to_answer": figures(asked), "control_hz": round(hz, 1),
                 "watchers_pictures_a_second": [round(c / 2 / (seconds + 4.0), 1) for c in counts],
                 "screens_open": len(others),

@@ -41,43 +41,62 @@ def make_policy() -> CompactPolicy:
 
 
 def robot(address: str, hz: float, seconds: float, number: int) -> None:
-    """One robot: its latencies in ms, and how many decisions came late, on standard output."""
+    """One robot: for every line on standard input a round, and its latencies in ms on standard output."""
     torch.set_num_threads(1)
     policy = load_policy(address)
     rng = np.random.default_rng(number)
-    period, latencies = 1.0 / hz, []
+    period = 1.0 / hz
     print("ready", flush=True)
-    sys.stdin.readline()
-    start = time.perf_counter() + rng.uniform(0, period)
-    for i in range(int(seconds * hz)):
-        due = start + i * period
-        time.sleep(max(0.0, due - time.perf_counter()))
-        observation = {STATE: torch.from_numpy(rng.normal(size=(1, 1, 18)).astype(np.float32))}
-        noise = torch.from_numpy(rng.normal(size=(1, 8, 5)).astype(np.float32))
-        began = time.perf_counter()
-        policy.sample(policy.encode(observation), noise)
-        latencies.append((time.perf_counter() - began) * 1e3)
-    print(json.dumps(latencies), flush=True)
+    for _ in sys.stdin:
+        latencies, start = [], time.perf_counter() + rng.uniform(0, period)
+        for i in range(int(seconds * hz)):
+            due = start + i * period
+            time.sleep(max(0.0, due - time.perf_counter()))
+            observation = {STATE: torch.from_numpy(rng.normal(size=(1, 1, 18)).astype(np.float32))}
+            noise = torch.from_numpy(rng.normal(size=(1, 8, 5)).astype(np.float32))
+            began = time.perf_counter()
+            policy.sample(policy.encode(observation), noise)
+            latencies.append((time.perf_counter() - began) * 1e3)
+        print(json.dumps(latencies), flush=True)
 
 
-def served(policy: CompactPolicy, robots: int, hz: float, seconds: float) -> dict[str, Any]:
-    with PolicyServer(policy, port=0) as server:
-        address = f"remote:{server.address[0]}:{server.address[1]}"
+class Fleet:
+    """A server and its robots, which wait to be told when a round begins."""
+
+    def __init__(self, policy: CompactPolicy, robots: int, hz: float, seconds: float) -> None:
+        self.server = PolicyServer(policy, port=0)
+        address = f"remote:{self.server.address[0]}:{self.server.address[1]}"
         command = [sys.executable, __file__, "--robot", address, "--hz", str(hz), "--seconds", str(seconds)]
-        children = [
+        self.children = [
             subprocess.Popen([*command, "--number", str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             for i in range(robots)
         ]
-        for child in children:
+        self._answers()
+
+    def _answers(self) -> list[str]:
+        answers = []
+        for child in self.children:
             assert child.stdout is not None
-            child.stdout.readline()
-        for child in children:
+            answers.append(child.stdout.readline())
+        return answers
+
+    def round(self) -> dict[str, Any]:
+        before = dict(vars(self.server.batcher.counts))
+        for child in self.children:
             assert child.stdin is not None
             child.stdin.write("go\n")
             child.stdin.flush()
-        latencies = [x for child in children for x in json.loads(child.communicate(timeout=seconds + 60)[0])]
-        counts = vars(server.batcher.counts)
-    return {"ms": latencies, "asked": counts["questions"], "calls": counts["batches"], "largest_batch": counts["largest"]}
+        latencies = [x for answer in self._answers() for x in json.loads(answer)]
+        counts = vars(self.server.batcher.counts)
+        asked, calls = (counts[n] - before[n] for n in ("questions", "batches"))
+        return {"ms": latencies, "asked": asked, "calls": calls, "largest_batch": counts["largest"]}
+
+    def close(self) -> None:
+        for child in self.children:
+            assert child.stdin is not None
+            child.stdin.close()
+            child.wait(20)
+        self.server.close()
 
 
 def local(policy: CompactPolicy, count: int) -> list[float]:
@@ -106,9 +125,10 @@ def main() -> None:
     policy = make_policy()
     local(policy, 50)
     rounds = []
+    fleet = Fleet(policy, given.robots, given.hz, given.seconds)
     for _ in range(given.rounds):
         own = statistics.median(local(policy, 500))
-        found = served(policy, given.robots, given.hz, given.seconds)
+        found = fleet.round()
         ms = np.array(found.pop("ms"))
         rounds.append(
             {
@@ -117,8 +137,19 @@ def main() -> None:
                 "decisions": len(ms), **found,
             }
         )  # fmt: skip
+    fleet.close()
     medians = {k: round(float(statistics.median(r[k] for r in rounds)), 3) for k in rounds[0]}
-    print(json.dumps({"robots": given.robots, "hz": given.hz, "rounds": given.rounds, **medians}))
+    print(
+        json.dumps(
+            {
+                "robots": given.robots,
+                "hz": given.hz,
+                "rounds": given.rounds,
+                **medians,
+                "added_p99_ms_each": [round(float(r["added_p99_ms"]), 2) for r in rounds],
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -67,17 +67,26 @@ class Entry:
 
 @dataclass(frozen=True)
 class Settings:
-    """``benchmarks/recipes.yaml``."""
+    """``benchmarks/recipes.yaml``, or another file of its kind.
+
+    Attributes:
+        task: keys on top of ``configs/quickstart.yaml``, for runs and their base alike: another task.
+    """
 
     common: dict[str, Any]
     at_most: dict[str, float]
     on_policy: dict[str, Any]
     data: dict[str, dict[str, Any]]
     recipes: dict[str, Entry]
+    task: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path = SETTINGS) -> Settings:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return cls.of(yaml.safe_load(path.read_text(encoding="utf-8")), path)
+
+    @classmethod
+    def of(cls, content: dict[str, Any], path: Path) -> Settings:
+        """``content`` as read from ``path``."""
         entries = {name: Entry(**(entry or {})) for name, entry in content.pop("recipes").items()}
         unknown = sorted(set(entries) - {p.stem for p in (CONFIGS / "recipes").glob("*.yaml")})
         if unknown:
@@ -119,6 +128,16 @@ class Bench:
         self.runs, self.settings, self.deadline = runs.resolve(), settings, deadline
         self.shared = self.runs / "shared"
 
+    @property
+    def task(self) -> Path:
+        """The configuration that every run extends."""
+        if not self.settings.task:
+            return TASK_FILE
+        path = self.shared / "task.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({"extends": str(TASK_FILE), **self.settings.task}, sort_keys=False))
+        return path
+
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
@@ -135,13 +154,13 @@ class Bench:
         from robot_rl.training.interrupt import InterruptFlag
         from robot_rl.training.run_folder import RunFolder
 
-        task = load(PostTrainConfig, TASK_FILE, ["--device=cpu"])
+        task = load(PostTrainConfig, self.task, ["--device=cpu"])
         if task.threads:
             posttrain.set_threads(task.threads)
         spec = posttrain._env_spec(task)
         clumsy = RunFolder(self.shared / "clumsy")
         for kind in sorted(kinds):
-            made = load(PostTrainConfig, TASK_FILE, [f"--demos.{k}={v}" for k, v in self.settings.data[kind].items()])
+            made = load(PostTrainConfig, self.task, [f"--demos.{k}={v}" for k, v in self.settings.data[kind].items()])
             posttrain.gather(made.demos, made.env, spec, made.seed, RunFolder(self.shared / kind), Silent(), 1)
         with InterruptFlag() as flag:
             posttrain.prepare_base(task, spec, clumsy, Silent(), flag, "cpu")
@@ -159,7 +178,7 @@ class Bench:
         entry, s = self.settings.recipes[recipe], self.settings
         path = self.runs / "configs" / f"{recipe}_seed{seed}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        layers = {"extends": [str(TASK_FILE), str(CONFIGS / "recipes" / f"{recipe}.yaml")]}
+        layers = {"extends": [str(self.task), str(CONFIGS / "recipes" / f"{recipe}.yaml")]}
         path.write_text(yaml.safe_dump(layers))
         own = load(PostTrainConfig, path)
         held = to_dict(own)

@@ -45,11 +45,33 @@ RICE = (0, 100, 200, 300, 400, 457)
 
 # The one setting of the goal scores.
 SIZE, FIT, LAYER, GRID, ENDS = 128, "squash", 5, 1, 0.1
-# Progress: every fifth frame.
+# Progress: every fifth frame. No split chooses its setting: each of these is run over all 28, and the first is the one that counts.
 EVERY, STEPS = 5, 400
-PROGRESS_ENCODER: dict[str, Any] = {"size": 224, "fit": "squash", "layer": 10}
-PROGRESS_GRID = 1
-PROGRESS = ProgressConfig(width=32, layers=1, components=4, noise=0.3, reverse=0.5, batch=8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the progress source is trained with."""
+
+    layer: int
+    grid: int
+    model: ProgressConfig
+    why: str
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        return {"size": 224, "fit": "squash", "layer": self.layer}
+
+
+_PUBLISHED = ProgressConfig(width=32, layers=1, components=8, noise=0.3, reverse=0.3, batch=8)
+SETTINGS = {
+    "published": Setting(13, 2, _PUBLISHED, "SqueezeNet on a 2x2 grid, 8 whitened components, reversed copies with chance 0.3"),
+    "newest_frame": Setting(13, 2, dataclasses.replace(_PUBLISHED, frames=1), "the same without memory: a reversed copy is the mirror"),
+    "few_components": Setting(
+        10, 1, ProgressConfig(width=32, layers=1, components=4, noise=0.3, reverse=0.5, batch=8),
+        "earlier choice, made by looking at all eight episodes",
+    ),
+}  # fmt: skip
 BARS = {"voc": 0.8, "voc_reversed": -0.6, "spearman": 0.7, "pairs": 0.9}
 
 
@@ -105,10 +127,12 @@ def goals(features: Features, data: Path, layer: int, grid: int) -> dict[str, An
     return out
 
 
-def split(clips: dict[int, Clip], held: tuple[int, int], others: np.ndarray, seed: int) -> dict[str, Any]:
+def split(
+    clips: dict[int, Clip], held: tuple[int, int], config: ProgressConfig, others: np.ndarray, seed: int
+) -> dict[str, Any]:
     """Train on the other six; both held-out episodes forwards and reversed."""
     model, report = fit_progress(
-        [clips[e] for e in EPISODES if e not in held], PROGRESS, FitBudget(STEPS), others=others, seed=seed
+        [clips[e] for e in EPISODES if e not in held], config, FitBudget(STEPS), others=others, seed=seed
     )
     out: dict[str, Any] = {"held_out": list(held), "seconds": report.seconds}
     for e in held:
@@ -118,11 +142,53 @@ def split(clips: dict[int, Clip], held: tuple[int, int], others: np.ndarray, see
     return out
 
 
+def progress(features: Features, data: Path, cache: Path, name: str, seed: int, until: float) -> dict[str, Any]:
+    """One setting over all splits, or as many as there is time for; those done before are read."""
+    chosen = SETTINGS[name]
+    videos = data / "g1_bottle_lerobot_v21" / "videos" / "chunk-000" / "observation.images.cam_high"
+    text = HashedText()
+    sentence = text.encode([TASK])[0]
+    setting = {
+        "encoder": chosen.encoder,
+        "grid": chosen.grid,
+        "every": EVERY,
+        "steps": STEPS,
+        **dataclasses.asdict(chosen.model),
+    }
+    identity = hashlib.sha256(json.dumps([setting, seed], sort_keys=True).encode()).hexdigest()[:12]
+    kept = cache / f"splits_{identity}.json"
+    done: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
+    splits = list(itertools.combinations(EPISODES, 2))
+    if len(done) < len(splits) and time.monotonic() < until:
+        clips = {}
+        for e in EPISODES:
+            load = lambda e=e: video(videos / f"episode_{e:06d}.mp4", EVERY)  # noqa: E731
+            clips[e] = Clip(features(f"g1_{e}", load, chosen.grid, **chosen.encoder), sentence)
+        wrong = text.encode(list(OTHER_TASKS))
+        for k in range(len(done), len(splits)):
+            if time.monotonic() > until:
+                break
+            done.append(split(clips, splits[k], chosen.model, wrong, 1000 * seed + k))
+            kept.write_text(json.dumps(done))
+    forward = {e: [s[f"voc_{e}"] for s in done if e in s["held_out"]] for e in EPISODES}
+    backward = {e: [s[f"reversed_{e}"] for s in done if e in s["held_out"]] for e in EPISODES}
+    every, back = (list(itertools.chain.from_iterable(d.values())) for d in (forward, backward))
+    voc, reverse = (float(np.median(v)) if v else float("nan") for v in (every, back))
+    by_episode = {
+        e: {"voc": float(np.mean(forward[e])), "reversed": float(np.mean(backward[e]))} for e in EPISODES if forward[e]
+    }
+    return {
+        "name": name, "why": chosen.why, "complete": len(done) == len(splits), "voc": voc, "voc_reversed": reverse,
+        "by_episode": by_episode, "splits": done, "setting": setting,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder for features and finished splits")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after this long; the next call goes on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), help="of the progress source")
     arguments = parser.parse_args()
     until = time.monotonic() + arguments.seconds
     torch.set_num_threads(1)
@@ -136,47 +202,15 @@ def main() -> None:
     others = [
         goals(features, data, layer, grid) for layer in (5, 7, 10, 13) for grid in (1, 2, 4) if (layer, grid) != (LAYER, GRID)
     ]
-    videos = data / "g1_bottle_lerobot_v21" / "videos" / "chunk-000" / "observation.images.cam_high"
-    text = HashedText()
-    sentence = text.encode([TASK])[0]
-    clips = {
-        e: Clip(
-            features(f"g1_{e}", lambda e=e: video(videos / f"episode_{e:06d}.mp4", EVERY), PROGRESS_GRID, **PROGRESS_ENCODER), sentence
-        )
-        for e in EPISODES
-    }  # fmt: skip
-    setting = {
-        "encoder": PROGRESS_ENCODER,
-        "grid": PROGRESS_GRID,
-        "every": EVERY,
-        "steps": STEPS,
-        **dataclasses.asdict(PROGRESS),
-    }
-    identity = hashlib.sha256(json.dumps([setting, arguments.seed], sort_keys=True).encode()).hexdigest()[:12]
-    kept = cache / f"splits_{identity}.json"
-    done: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
-    splits = list(itertools.combinations(EPISODES, 2))
-    wrong = text.encode(list(OTHER_TASKS))
-    for k in range(len(done), len(splits)):
-        if time.monotonic() > until:
-            break
-        done.append(split(clips, splits[k], wrong, 1000 * arguments.seed + k))
-        kept.write_text(json.dumps(done))
-    forward = {e: [s[f"voc_{e}"] for s in done if e in s["held_out"]] for e in EPISODES}
-    backward = {e: [s[f"reversed_{e}"] for s in done if e in s["held_out"]] for e in EPISODES}
-    every, back = (list(itertools.chain.from_iterable(d.values())) for d in (forward, backward))
-    voc, reverse = (float(np.median(v)) if v else float("nan") for v in (every, back))
+    g1 = [progress(features, data, cache, name, arguments.seed, until) for name in arguments.settings]
+    first = g1[0]
     print(json.dumps({
-        "g1": {
-            "complete": len(done) == len(splits), "splits": done, "voc": voc, "voc_reversed": reverse,
-            "by_episode": {e: {"voc": float(np.mean(forward[e])), "reversed": float(np.mean(backward[e]))} for e in EPISODES if forward[e]},
-            "setting": setting,
-        },
+        "g1": g1,
         "goal": {"setting": {"size": SIZE, "fit": FIT, "ends": ENDS}, **chosen, "other_settings": others},
         "bars": BARS,
         "holds": {
-            "voc": len(done) == len(splits) and voc >= BARS["voc"],
-            "voc_reversed": len(done) == len(splits) and reverse <= BARS["voc_reversed"],
+            "voc": first["complete"] and first["voc"] >= BARS["voc"],
+            "voc_reversed": first["complete"] and first["voc_reversed"] <= BARS["voc_reversed"],
             "spearman": min(chosen[c] for c in CLIPS) >= BARS["spearman"],
             "pairs": chosen["rice_right"] / chosen["rice_pairs"] >= BARS["pairs"],
         },

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 VERBS = {
     "train": ("robot_rl.cli.runs:train", "post-train a policy: demonstrations, base policy, RL head, evaluation, report"),
+    "practice": ("robot_rl.cli.runs:practice", "two policies that undo each other practise by themselves, without resets"),
     "bc": ("robot_rl.cli.runs:bc", "train a base policy by behaviour cloning from an episode store"),
     "collect": ("robot_rl.cli.runs:collect", "collect scripted demonstrations of chosen skill into an episode store"),
     "eval": ("robot_rl.cli.runs:evaluate", "evaluate a policy on held-out starts, with intervals"),

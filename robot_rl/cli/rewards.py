@@ -1,4 +1,4 @@
-"""``robot-rl reward <action>``: label, report, train, fake-vlm."""
+"""``robot-rl reward <action>``: label, report, apply, train, record, calibrate-delay, fake-vlm."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from robot_rl.cli.data import _counter, _display
 from robot_rl.cli.output import FAILED, OK, UsageError, emit
+from robot_rl.cli.reward_people import add_people, calibrate_delay, episodes_of, record
 
 
 def reward(argv: Sequence[str]) -> int:
@@ -21,7 +22,10 @@ def reward(argv: Sequence[str]) -> int:
     every = {
         "label": ("score the episodes of a store with a source; the events go beside the episodes", label),
         "report": ("measure a source on a store's episodes; exit code 1 when it should not be trained on", report),
+        "apply": ("copy episodes with their composed rewards written down, for learning offline", apply),
         "train": ("train the model of a source from a store's episodes", train),
+        "record": ("mark frames of success in recorded episodes on a page, until there are enough for a classifier", record),
+        "calibrate-delay": ("how many steps late a person's feedback comes", calibrate_delay),
         "fake-vlm": ("a model server for tests, with every way of going wrong", fake_vlm),
     }
     added = {}
@@ -41,8 +45,15 @@ def reward(argv: Sequence[str]) -> int:
     added["report"].add_argument(
         "--no-controls", action="store_true", help="leave out reversed, shuffled and wrong-instruction copies"
     )
+    added["apply"].add_argument(
+        "--reward", required=True, metavar="FILE", help="YAML with the `reward:` block of a training configuration"
+    )
+    added["apply"].add_argument("--gamma", type=float, required=True, help="discount of the learner (potentials depend on it)")
+    added["apply"].add_argument("--out", required=True, help="folder of the new store")
     added["train"].add_argument(
-        "--kind", required=True, choices=("classifier", "process", "progress", "preference", "video_likelihood")
+        "--kind",
+        required=True,
+        help="classifier, feedback, preference, process, progress, transport, video_likelihood, video_similarity",
     )
     added["train"].add_argument("--out", required=True, help="folder of the model")
     added["train"].add_argument("--cameras", required=True, metavar="NAME,NAME", help="image features to look at")
@@ -75,6 +86,14 @@ def reward(argv: Sequence[str]) -> int:
     )
     added["train"].add_argument("--goal", default="", help="where episodes name no task (preference)")
     added["train"].add_argument("--seed", type=int, default=0)
+    added["train"].add_argument(
+        "--marks", default="", metavar="FILE", help="frames that `robot-rl reward record` marked (classifier)"
+    )
+    added["train"].add_argument(
+        "--feedback", default="human", metavar="SOURCE", help="source through which a person spoke (feedback)"
+    )
+    added["train"].add_argument("--demonstrations", type=int, default=5, help="successes to imitate (transport)")
+    add_people(added["record"], added["calibrate-delay"])
     fake = added["fake-vlm"]
     fake.add_argument("--host", default="127.0.0.1")
     fake.add_argument("--port", type=int, default=8000)
@@ -102,10 +121,6 @@ def _source(arguments: argparse.Namespace) -> Iterator[Any]:
         getattr(source, "close", lambda: None)()
 
 
-def _episodes(arguments: argparse.Namespace) -> list[str] | None:
-    return [e for e in arguments.episodes.split(",") if e] or None
-
-
 def label(arguments: argparse.Namespace) -> int:
     from robot_rl.replay import EpisodeStore
     from robot_rl.rewards.labelling import label_store
@@ -113,10 +128,40 @@ def label(arguments: argparse.Namespace) -> int:
     opened = EpisodeStore.open(arguments.store, mode="a", recover=False)
     with opened as store, _source(arguments) as source, _display(arguments) as progress:
         summary = label_store(
-            store, source, episodes=_episodes(arguments), again=arguments.again, verdict=arguments.verdict,
+            store, source, episodes=episodes_of(arguments), again=arguments.again, verdict=arguments.verdict,
             progress=_counter(progress, "label"),
         )  # fmt: skip
     emit(summary.to_json(), arguments.json)
+    return OK
+
+
+def apply(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    from robot_rl.config import decode
+    from robot_rl.replay import EpisodeStore
+    from robot_rl.rewards.applying import apply_rewards
+    from robot_rl.rewards.composition_config import CompositionConfig
+    from robot_rl.rewards.gate import admit
+
+    content = yaml.safe_load(Path(arguments.reward).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise UsageError(f"--reward={arguments.reward!r}: accepted is a mapping with `reward:` or `channels:`")
+    config = decode(CompositionConfig, content.get("reward", content), where=arguments.reward)
+    config = admit(config)  # refused before anything is made
+    if Path(arguments.out).exists():
+        raise UsageError(f"--out={arguments.out!r}: accepted is a folder that does not exist yet")
+    with EpisodeStore.open(arguments.store) as store:
+        spec = store.spec
+        made = EpisodeStore.create(
+            arguments.out, observation_features=spec.observation_features, action=spec.action, noise_shape=spec.noise_shape,
+            chunk_horizon=spec.chunk_horizon, stats_hash=spec.stats_hash, image_codec=spec.image_codec, jpeg_quality=spec.jpeg_quality,
+        )  # fmt: skip
+        with made, _display(arguments) as progress:
+            summary = apply_rewards(
+                store, made, config, arguments.gamma, episodes=episodes_of(arguments), progress=_counter(progress, "apply")
+            )
+    emit({"store": arguments.out, **summary.to_json()}, arguments.json)
     return OK
 
 
@@ -126,7 +171,7 @@ def report(arguments: argparse.Namespace) -> int:
     from robot_rl.rewards.report import judge_source, write_report
 
     with EpisodeStore.open(arguments.store) as store, _source(arguments) as source:
-        found = judge_source(source, read_episodes(store, source, _episodes(arguments)), controls=not arguments.no_controls)
+        found = judge_source(source, read_episodes(store, source, episodes_of(arguments)), controls=not arguments.no_controls)
     path = write_report(found, arguments.out)
     data = found.to_json()
     shown = {
@@ -156,17 +201,20 @@ def _indices(text: str) -> tuple[int, ...]:
 def train(arguments: argparse.Namespace) -> int:
     from robot_rl.replay import EpisodeStore
     from robot_rl.rewards.learned import FitBudget
-    from robot_rl.rewards.training import TrainOptions, train_model
+    from robot_rl.rewards.training import KINDS, TrainOptions, train_model
+
+    if arguments.kind not in KINDS:
+        raise UsageError(f"--kind={arguments.kind!r}: accepted are {', '.join(KINDS)}")
 
     options = TrainOptions(
         kind=arguments.kind, cameras=tuple(c for c in arguments.cameras.split(",") if c), encoder=_mapping(arguments.encoder, "--encoder"),
         grid=arguments.grid, model=_mapping(arguments.options, "--options"), positive_frames=arguments.positive_frames,
         every=arguments.every, seed=arguments.seed, vlm=_mapping(arguments.vlm, "--vlm"), pairs=arguments.pairs, goal=arguments.goal, comparisons=arguments.comparisons,
-        gripper=arguments.gripper, position=_indices(arguments.position),
+        gripper=arguments.gripper, position=_indices(arguments.position), marks=arguments.marks, feedback=arguments.feedback, demonstrations=arguments.demonstrations,
     )  # fmt: skip
     with EpisodeStore.open(arguments.store) as store:
         model_id, fitted = train_model(
-            store, options, FitBudget(arguments.steps, arguments.seconds), Path(arguments.out), _episodes(arguments)
+            store, options, FitBudget(arguments.steps, arguments.seconds), Path(arguments.out), episodes_of(arguments)
         )
     emit(
         {

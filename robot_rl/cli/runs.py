@@ -89,6 +89,10 @@ def train(arguments: Sequence[str]) -> int:
     return _run("train", "robot_rl.training.config:PostTrainConfig", "robot_rl.training.posttrain:run", arguments)
 
 
+def practice(arguments: Sequence[str]) -> int:
+    return _run("practice", "robot_rl.training.practice:PracticeRunConfig", "robot_rl.training.practice:run", arguments)
+
+
 def bc(arguments: Sequence[str]) -> int:
     return _run("bc", "robot_rl.training.config:BCRunConfig", "robot_rl.training.bc:run", arguments)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from robot_rl.console.access import Access
 from robot_rl.console.office import Office
@@ -16,6 +17,7 @@ from robot_rl.tokens import is_loopback, read_token
 TOKEN = "ROBOT_RL_CONSOLE_TOKEN"
 PORT = 8780
 MAX_MESSAGE = 16384
+S = TypeVar("S", bound="PageServer")
 INSTALL = "the operator's page needs starlette, uvicorn and websockets: python -m pip install 'robot_rl[console]'"
 
 
@@ -44,8 +46,11 @@ class HostConfig:
             raise ValueError("certificate and key: accepted are both or neither")
 
 
-class ConsoleServer:
-    """A running server; use as a context manager.
+class PageServer:
+    """A running server of one ASGI application; use as a context manager.
+
+    Args:
+        build: makes the application, which lets in whom ``Access`` lets in.
 
     Raises:
         ImportError: the extra ``console`` is not installed.
@@ -53,11 +58,9 @@ class ConsoleServer:
         OSError: the port is taken.
     """
 
-    def __init__(self, office: Office, config: HostConfig | None = None) -> None:
+    def __init__(self, build: Callable[[Access], Any], config: HostConfig | None = None) -> None:
         try:
             import uvicorn
-
-            from robot_rl.console.server import make_app
         except ImportError as error:
             raise ImportError(INSTALL, name=error.name) from error
         self.config = config or HostConfig()
@@ -71,12 +74,17 @@ class ConsoleServer:
             self._socket.close()
             raise OSError(f"http_bind={self.config.bind!r} http_port={self.config.port}: {error.strerror or error}") from error
         self.port: int = self._socket.getsockname()[1]
+        try:
+            app = build(self.access)
+        except ImportError as error:
+            self._socket.close()
+            raise ImportError(INSTALL, name=error.name) from error
         tls: dict[str, Any] = {}
         if self.config.certificate:
             tls = {"ssl_certfile": self.config.certificate, "ssl_keyfile": self.config.key}
         self._server = uvicorn.Server(
             uvicorn.Config(
-                make_app(office, self.access),
+                app,
                 log_level="warning",
                 access_log=False,
                 ws_max_size=MAX_MESSAGE,
@@ -107,7 +115,7 @@ class ConsoleServer:
             host = "localhost" if host == "localhost" else host
         return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
-    def start(self) -> ConsoleServer:
+    def start(self: S) -> S:
         """Raises RuntimeError when it does not come up."""
         self._thread.start()
         until = time.monotonic() + 20.0
@@ -124,8 +132,20 @@ class ConsoleServer:
         with suppress(OSError):
             self._socket.close()
 
-    def __enter__(self) -> ConsoleServer:
+    def __enter__(self: S) -> S:
         return self.start()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class ConsoleServer(PageServer):
+    """The operator's page of an office."""
+
+    def __init__(self, office: Office, config: HostConfig | None = None) -> None:
+        def build(access: Access) -> Any:
+            from robot_rl.console.server import make_app
+
+            return make_app(office, access)
+
+        super().__init__(build, config)

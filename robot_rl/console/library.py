@@ -11,13 +11,16 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from robot_rl.console.clips import Clips, check_id
+from robot_rl.console.feedback import Reading, events, place
 from robot_rl.console.frames import to_jpeg
+from robot_rl.evaluation.results import GateLine, load_lines
 from robot_rl.evaluation.statistics import wilson
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.rewards.comparisons import Comparison, Pair, Segment
@@ -42,6 +45,21 @@ class EpisodeRow:
     committed_ns: int
     human: bool
     cameras: tuple[str, ...]
+
+
+def gate_curve(run: Path, most: int = 200) -> list[dict[str, Any]]:
+    """What the promotion gate decided in a run, oldest first: success of the version that was judged, its bounds, and what it had to reach.
+
+    Raises:
+        ValueError: a damaged line of ``gate.jsonl``.
+    """
+    judged = [g for g in load_lines(GateLine, run / "gate.jsonl") if g.n > 0]
+    number = lambda x: round(x, 4) if isfinite(x) else None  # noqa: E731
+    return [
+        {"steps": g.env_steps, "version": g.version, "event": g.event, "n": g.n, "rate": g.successes / g.n,
+         "low": number(g.lower), "high": number(g.upper), "reference": number(g.reference)}
+        for g in judged[-most:]
+    ]  # fmt: skip
 
 
 class Library:
@@ -165,6 +183,19 @@ class Library:
             with EpisodeStore.open(self.path, mode="a", recover=False) as store:
                 self._last = store.set_success(episode_id, success, model_id=f"human:{operator}")
         return f"episode {episode_id[-6:]} is a {'success' if success else 'failure'}"
+
+    def feel(self, episode_id: str, readings: list[Reading], operator: str) -> bool:
+        """Write down what a person felt during an episode; False while it is not in the store. Raises ValueError for foreign clocks."""
+        with self._guard:
+            store = self._open()
+            if store is None or check_id(episode_id) not in store:
+                return False
+            stamps = self._episode(episode_id).stamp_ns
+            found = events(episode_id, place(readings, stamps), stamps, operator)
+            if found and self.path is not None:
+                with EpisodeStore.open(self.path, mode="a", recover=False) as writable:
+                    writable.append_reward(*found)
+        return True
 
     def undo(self) -> str:
         """Revoke the last verdict given here. Raises ValueError when there is none."""

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 MAX_BYTES = 8192
+MAX_TOOK_MS = 1e6
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 _WORD = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,120}")
@@ -118,13 +119,21 @@ class Ask:
 
 @dataclass(frozen=True)
 class Seen:
-    """A frame has reached the screen; the next one of that camera may be sent."""
+    """A frame has reached the screen, ``took_ms`` after it reached the page; the next one of that camera may be sent."""
 
     camera: str
     number: int
+    took_ms: float = 0.0
 
 
-Message = Drive | Ask | Seen
+@dataclass(frozen=True)
+class Feel:
+    """How the person likes what they see, from -1 to 1; sent while the strip is touched."""
+
+    value: float
+
+
+Message = Drive | Ask | Seen | Feel
 
 
 def parse(data: str | bytes) -> Message:
@@ -148,9 +157,15 @@ def parse(data: str | bytes) -> Message:
     if kind == "ask":
         return _ask(found)
     if kind == "seen":
-        _keys(found, {"camera", "number"})
-        return Seen(_text(found, "camera", _NAME), _integer(found, "number"))
-    raise MessageError(f"type={str(kind)[:40]!r}: accepted are drive, ask, seen")
+        _keys(found, {"camera", "number"}, frozenset({"took"}))
+        took = found.get("took", 0.0)
+        if type(took) not in (int, float) or not 0.0 <= took <= MAX_TOOK_MS:
+            raise MessageError(f"took: accepted are milliseconds from 0 to {MAX_TOOK_MS:g}")
+        return Seen(_text(found, "camera", _NAME), _integer(found, "number"), float(took))
+    if kind == "feel":
+        _keys(found, {"value"})
+        return Feel(_share(found["value"], "value"))
+    raise MessageError(f"type={str(kind)[:40]!r}: accepted are drive, ask, seen, feel")
 
 
 def _no_constant(text: str) -> None:
@@ -169,6 +184,12 @@ def _integer(found: Mapping[str, Any], key: str) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise MessageError(f"{key}: accepted is an integer from 0")
     return int(value)
+
+
+def _share(value: Any, key: str) -> float:
+    if type(value) not in (int, float) or not -1.0 <= value <= 1.0 or not isfinite(value):
+        raise MessageError(f"{key}: accepted are numbers from -1 to 1")
+    return float(value)
 
 
 def _flag(found: Mapping[str, Any], key: str) -> bool:
@@ -190,11 +211,7 @@ def _drive(found: Mapping[str, Any]) -> Drive:
     axes = found["axes"]
     if not isinstance(axes, list) or len(axes) != len(AXES):
         raise MessageError(f"axes: accepted are {len(AXES)} numbers: {', '.join(AXES)}")
-    numbers = []
-    for name, value in zip(AXES, axes, strict=True):
-        if type(value) not in (int, float) or not -1.0 <= value <= 1.0 or not isfinite(value):
-            raise MessageError(f"axes.{name}: accepted are numbers from -1 to 1")
-        numbers.append(float(value))
+    numbers = [_share(value, f"axes.{name}") for name, value in zip(AXES, axes, strict=True)]
     gripper = _flag(found, "gripper") if "gripper" in found else False
     return Drive(_integer(found, "seq"), _integer(found, "echo"), _flag(found, "held"), tuple(numbers), gripper)
 

@@ -18,11 +18,13 @@ from typing import Any
 from robot_rl.console.bridge import Answer, Bridge, SessionView, TracePoint
 from robot_rl.console.clips import ClipRecorder
 from robot_rl.console.control import Desk, DeskConfig, Refused
+from robot_rl.console.feedback import Feelings
 from robot_rl.console.flow import SessionFlow
 from robot_rl.console.library import Library
-from robot_rl.console.messages import Ask, Drive
+from robot_rl.console.messages import Ask, Drive, Feel
 from robot_rl.console.notes import Notes
 from robot_rl.console.report import write_session_report
+from robot_rl.console.rest import RestClock
 
 STATE_S = 0.2
 TRACE_POINTS = 240
@@ -63,6 +65,9 @@ class Office:
         self._stop = threading.Event()
         self._recorder: threading.Thread | None = None
         self.problem = ""
+        self.feelings = Feelings(self.library.feel)
+        self._settling: asyncio.Task[Any] | None = None
+        self._rest, self._rest_minutes = RestClock(), 0
 
     # ---- running
 
@@ -95,6 +100,11 @@ class Office:
         """One look; also for tests."""
         self.desk.sweep(time.monotonic_ns())
         view = self.bridge.view()
+        seat = self.desk.seat
+        self._rest_minutes = self._rest.look("" if seat is None else seat.name, time.monotonic())
+        running = view.episode.id if view.episode.state in RUNS else ""
+        if self.feelings.waiting(running) and (self._settling is None or self._settling.done()):
+            self._settling = asyncio.ensure_future(asyncio.to_thread(self.feelings.settle, running))
         if self.flow is not None:
             over = self.flow.done
             for request in self.flow.look(view, time.monotonic(), self.desk.seat is not None):
@@ -140,7 +150,8 @@ class Office:
         out["blind"] = self.blinded
         out["flow"] = None if self.flow is None else self.flow.view(time.monotonic(), seat is not None)
         out["notes"] = self.notes.number
-        out["console_problem"] = self._clips.problem or self.bridge.cameras.failed or self.problem
+        out["rest"] = self._rest_minutes
+        out["console_problem"] = self._clips.problem or self.bridge.cameras.failed or self.feelings.problem or self.problem
         return out
 
     # ---- what pages say
@@ -151,6 +162,12 @@ class Office:
             if sample.held and self.flow is not None:
                 self.flow.tested = True
             self.bridge.drive(sample, self.operator)
+
+    def feel(self, connection: int, feel: Feel) -> None:
+        """What the person at the controls feels about the running episode; nobody else's feelings count, and none count between episodes."""
+        episode = self.bridge.view().episode
+        if self.desk.holds(connection) and episode.state in RUNS and episode.id:
+            self.feelings.add(episode.id, feel.value, self.operator)
 
     def gone(self, connection: int) -> None:
         """A connection is closed. Whoever drove through it is silent from now on, and the robot holds: a loss is no hand-back."""

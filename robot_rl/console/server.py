@@ -1,6 +1,6 @@
 """The ASGI application: the page, two websockets (controls and pictures), and what the page reads of recorded episodes.
 
-``/ws``         JSON both ways: drive, ask; tick, state, answer
+``/ws``         JSON both ways: drive, feel, ask; tick, state, answer
 ``/ws/frames``  binary to the page (:mod:`robot_rl.console.frames`), an acknowledgement back for every picture that was shown
 
 A camera has at most two pictures on their way to a page; the next one is sent when one was acknowledged, and it is then the newest
@@ -26,7 +26,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from robot_rl.console.access import COOKIE, Access
-from robot_rl.console.messages import Ask, Drive, MessageError, Seen, parse
+from robot_rl.console.library import gate_curve
+from robot_rl.console.messages import Ask, Drive, Feel, MessageError, Seen, parse
 from robot_rl.console.office import Office
 from robot_rl.console.report import REPORT
 
@@ -35,6 +36,9 @@ TICK_S = 0.05
 WINDOW = 2
 WATCHER_S = 0.1
 """Between two pictures of a camera for pages that only watch: the person at the controls comes first."""
+WATCHER_REST = 3.0
+"""And so many times what a page takes to show one: one that is slow (a phone, a sixth page of one computer) is busy a third of the time, not always."""
+SMOOTH = 0.8
 MAX_PAGES = 64
 MAX_ASKS = 16
 MAX_BODY = 4096
@@ -49,7 +53,7 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; f
 GOING_AWAY, POLICY, TOO_MANY = 1001, 1008, 1013
 
 
-class _Gate:
+class Gate:
     """Every request: a Host this server goes by, an Origin that is this server, and (but for the page itself) somebody let in."""
 
     OPEN = ("/", "/api/login", "/api/me", "/favicon.svg")
@@ -120,13 +124,14 @@ def make_app(office: Office, access: Access) -> Any:
         Route("/api/episodes/{episode}/{camera}.jpg", pages.picture),
         Route("/api/pair", pages.pair),
         Route("/api/curve", pages.curve),
+        Route("/api/gate", pages.gate),
         Route("/api/notes", pages.notes),
         Route("/report", pages.report),
         WebSocketRoute("/ws", pages.controls),
         WebSocketRoute("/ws/frames", pages.frames),
         Mount("/page", StaticFiles(directory=PAGE)),
     ]
-    return _Gate(Starlette(routes=routes, lifespan=lifespan), access)
+    return Gate(Starlette(routes=routes, lifespan=lifespan), access)
 
 
 class _Pages:
@@ -220,6 +225,11 @@ class _Pages:
             self._curve = time.monotonic(), known
         return JSONResponse({"points": known, "hidden": False})
 
+    async def gate(self, request: Request) -> Response:
+        if self.office.blinded:
+            return JSONResponse({"points": [], "hidden": True})
+        return await self._read(lambda: {"points": gate_curve(self.office.folder), "hidden": False})
+
     async def notes(self, request: Request) -> Response:
         return JSONResponse([asdict(n) for n in self.office.notes.last()])
 
@@ -277,6 +287,8 @@ class _Pages:
                 continue
             if isinstance(message, Drive):
                 self.office.drive(number, message)
+            elif isinstance(message, Feel):
+                self.office.feel(number, message)
             elif isinstance(message, Ask):
                 if len(asks) >= MAX_ASKS and message.name != "estop":
                     answer = {"type": "answer", "id": message.id, "ok": False, "text": "too many requests at once"}
@@ -302,15 +314,14 @@ class _Pages:
         loop, cameras = asyncio.get_running_loop(), self.office.bridge.cameras
         news = asyncio.Event()
         end = cameras.listen(lambda: loop.call_soon_threadsafe(news.set))
-        flying: dict[str, int] = {}
+        flight = _Flight()
         page = socket.query_params.get("page", "")
         number = int(page) if page.isdecimal() and len(page) < 10 else 0
-        send = asyncio.ensure_future(self._send_frames(socket, number, news, flying))
+        send = asyncio.ensure_future(self._send_frames(socket, number, news, flight))
         try:
             while True:
                 message = parse(await _receive(socket))
-                if isinstance(message, Seen) and flying.get(message.camera, 0) > 0:
-                    flying[message.camera] -= 1
+                if isinstance(message, Seen) and flight.seen(message):
                     news.set()
         except (WebSocketDisconnect, RuntimeError):
             pass
@@ -322,21 +333,52 @@ class _Pages:
             send.cancel()
             self._open -= 1
 
-    async def _send_frames(self, socket: WebSocket, page: int, news: asyncio.Event, flying: dict[str, int]) -> None:
+    async def _send_frames(self, socket: WebSocket, page: int, news: asyncio.Event, flight: _Flight) -> None:
         sent: dict[str, int] = {}
         at: dict[str, float] = {}
         with suppress(WebSocketDisconnect, RuntimeError, asyncio.CancelledError):
             while True:
                 news.clear()
-                pause = 0.0 if self.office.desk.holds(page) else WATCHER_S
+                pause = 0.0 if self.office.desk.holds(page) else max(WATCHER_S, WATCHER_REST * flight.taken_s)
                 for camera, frame in self.office.bridge.cameras.newest().items():
                     now = time.monotonic()
                     early = now - at.get(camera, -1e9) < 0.8 * pause
-                    if frame.number != sent.get(camera) and flying.get(camera, 0) < WINDOW and not early:
+                    if frame.number != sent.get(camera) and flight.room(camera) and not early:
                         sent[camera], at[camera] = frame.number, now
-                        flying[camera] = flying.get(camera, 0) + 1
+                        flight.sent(camera)
                         await socket.send_bytes(frame.packed())
                 await news.wait()
+
+
+class _Flight:
+    """A page's pictures that are on their way: at most :data:`WINDOW` a camera, and how long the page takes to show one.
+
+    Attributes:
+        taken_s: by the page's own clock, smoothed, for one picture of every camera. The network has no part in it.
+    """
+
+    def __init__(self) -> None:
+        self._flying: dict[str, int] = {}
+        self._taken: dict[str, float] = {}
+
+    @property
+    def taken_s(self) -> float:
+        return sum(self._taken.values())
+
+    def room(self, camera: str) -> bool:
+        return self._flying.get(camera, 0) < WINDOW
+
+    def sent(self, camera: str) -> None:
+        self._flying[camera] = self._flying.get(camera, 0) + 1
+
+    def seen(self, seen: Seen) -> bool:
+        """An acknowledgement; False for one that nothing was sent for."""
+        if not self._flying.get(seen.camera, 0):
+            return False
+        self._flying[seen.camera] -= 1
+        taken = seen.took_ms / 1e3
+        self._taken[seen.camera] = taken + SMOOTH * (self._taken.get(seen.camera, taken) - taken)
+        return True
 
 
 async def _receive(socket: WebSocket) -> str | bytes:

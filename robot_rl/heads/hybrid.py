@@ -48,7 +48,7 @@ class HybridPolicyHead(Head):
         self,
         base: BasePolicy,
         config: HybridPolicyConfig,
-        values: tuple[float, ...] = (-1.0, 0.0, 1.0),
+        values: tuple[float, ...] = (-1.0, 1.0),
         gripper_hidden: tuple[int, ...] = (256, 256),
         *,
         generator: torch.Generator | None = None,

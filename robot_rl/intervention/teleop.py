@@ -104,19 +104,21 @@ class Gamepad(TeleopDevice):
         self._down: set[int] = set()
         self._twist = np.zeros(6)
 
-    def feed(self, axes: Sequence[float], pressed: Sequence[int], now_ns: int, stamp_ns: int = 0) -> None:
-        """A message of the device. Raises ValueError for axes that are not finite."""
+    def feed(self, axes: Sequence[float], pressed: Sequence[int], now_ns: int, stamp_ns: int = 0) -> bool:
+        """A message of the device; True when a button went down or up. Raises ValueError for axes that are not finite."""
         moved = deflection(axes, self.deadband)
         twist = np.array([moved[i] if 0 <= i < len(moved) else 0.0 for i in self.axes])
         down = {i for i, b in enumerate(pressed) if b}
         with self._lock:
-            fresh, self._down, self._twist = down - self._down, down, twist
+            fresh, changed = down - self._down, down != self._down
+            self._down, self._twist = down, twist
             self._arrived(now_ns, stamp_ns)
             for word in ("success", "failure", "estop"):
                 if getattr(self.buttons, word) in fresh:
                     self._presses.append(word)
             if self.buttons.gripper in fresh:
                 self._gripper = not self._gripper if self._gripper is not None else False
+        return changed
 
     def set_gripper(self, *, open_: bool) -> None:
         """For a device that says which way, instead of toggling."""

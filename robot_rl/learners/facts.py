@@ -10,7 +10,7 @@ from robot_rl.heads.hybrid import gripper_table, nearest_choice
 from robot_rl.learners.config import LearnerConfig, OffPolicyConfig, WeightedBCConfig
 from robot_rl.learners.row_class import FACTS
 from robot_rl.replay.windows import WindowConfig
-from robot_rl.types import Episode, FeatureSpec, Source, Stratum
+from robot_rl.types import ActionSpec, Episode, FeatureSpec, Source, Stratum
 
 GRIPPER_CHOICE, GRIPPER_STEADY, GRIPPER_CHANGE = "gripper_choice", "gripper_steady", "gripper_change"
 UNLABELLED = "unlabelled"
@@ -93,11 +93,11 @@ def learner_facts(
     action: np.ndarray,
     learner: LearnerConfig | None,
     window: WindowConfig,
-    gripper: np.ndarray,
+    spec: ActionSpec,
     own: OwnReward,
     stratum: Stratum | None = None,
 ) -> dict[str, np.ndarray]:
-    """Columns that depend on the learner; ``action`` (L, A) normalised, ``gripper`` (A,) bool."""
+    """Columns that depend on the learner; ``action`` (L, A) normalised."""
     if isinstance(learner, WeightedBCConfig):
         return recap_facts(episode, stratum) if learner.weights == "recap" else {}
     if not isinstance(learner, OffPolicyConfig):
@@ -105,14 +105,18 @@ def learner_facts(
     found = {UNLABELLED: np.full(len(episode), float(own.unlabelled), np.float32)} if learner.optimism.strata else {}
     if learner.algorithm != "hybrid_sac":
         return found
-    return found | gripper_facts(action[:, gripper], learner.gripper.values, window)
+    gripper = spec.gripper_mask
+    return found | gripper_facts(action[:, gripper], learner.gripper.told(spec), window, stays=spec.delta_mask[gripper])
 
 
-def gripper_facts(command: np.ndarray, values: tuple[float, ...], window: WindowConfig) -> dict[str, np.ndarray]:
+def gripper_facts(
+    command: np.ndarray, values: tuple[float, ...], window: WindowConfig, *, stays: np.ndarray
+) -> dict[str, np.ndarray]:
     """What the gripper's critic learns from, for the window that starts at every step.
 
     Args:
-        command: (L, G) normalised gripper commands. values: what a command may be; 0 among several leaves the gripper as it is.
+        command: (L, G) normalised gripper commands. values: what a command may be.
+        stays: (G,) bool: the gripper is told a change, so that 0 leaves it as it is. Else 0 is a width like any other.
 
     Returns: ``gripper_choice`` (L,) of the first row; ``gripper_steady`` (L,) 1 where no other choice is made inside the window;
         ``gripper_change`` (L,) sum of gamma^i over its rows at which the commanded state became another one.
@@ -120,7 +124,7 @@ def gripper_facts(command: np.ndarray, values: tuple[float, ...], window: Window
     length, grippers = command.shape
     choice = nearest_choice(command, values)
     held = gripper_table(values, grippers)[choice]
-    keep = (held == 0.0) if len(values) > 1 else np.zeros_like(held, bool)
+    keep = (held == 0.0) & stays
     state, changed = np.full(grippers, np.nan), np.zeros(length)
     for t in range(length):
         now = np.where(keep[t], state, held[t])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from robot_rl.types import ActionSpec
+
 
 @dataclass(frozen=True)
 class ConservativeConfig:
@@ -78,21 +80,32 @@ class GripperConfig:
     """A critic of its own for discrete grippers (HIL-SERL, Luo et al. 2024).
 
     Attributes:
-        values: what a gripper may be told (normalised); a 0 among several leaves it as it is.
+        values: what a gripper may be told (normalised). Empty: open and close, and 0, which leaves it as it is, where the robot takes a
+            change; a gripper that is told a width has no word for staying, and 0 would be half open.
         penalty: added to this critic's reward, never to the arm's, wherever the commanded gripper opens or closes.
         hidden, lr: of the critic; its discount and target smoothing are the learner's.
     """
 
-    values: tuple[float, ...] = (-1.0, 0.0, 1.0)
+    values: tuple[float, ...] = ()
     penalty: float = -0.05
     hidden: tuple[int, ...] = (256, 256)
     lr: float = 3e-4
 
     def __post_init__(self) -> None:
-        if len(set(self.values)) < 2 or any(abs(v) > 1 for v in self.values) or len(set(self.values)) < len(self.values):
-            raise ValueError(f"gripper: values={self.values}; accepted are two or more different numbers from -1 to 1")
+        few = bool(self.values) and len(set(self.values)) < 2
+        if few or any(abs(v) > 1 for v in self.values) or len(set(self.values)) < len(self.values):
+            raise ValueError(
+                f"gripper: values={self.values}; accepted are none (the robot's own), or two or more different numbers from -1 to 1"
+            )
         if self.penalty > 0 or self.lr < 0:
             raise ValueError(f"gripper: penalty={self.penalty}, lr={self.lr}; accepted are a penalty <= 0 and lr >= 0")
+
+    def told(self, action: ActionSpec) -> tuple[float, ...]:
+        """``values``, or what the grippers of this robot understand."""
+        if self.values:
+            return self.values
+        changes = bool(action.delta_mask[action.gripper_mask].all())
+        return (-1.0, 0.0, 1.0) if changes else (-1.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from robot_rl.policies.checkpoint import build_policy
+from robot_rl.policies.cloning_checkpoint import CloningCheckpoint
 from robot_rl.policies.compact import CompactPolicy
 from robot_rl.policies.config import BCConfig
 from robot_rl.policies.normalizer import Normalizer
@@ -61,10 +63,12 @@ def clone(
     *,
     device: str = "cpu",
     progress: Callable[[int, float], None] | None = None,
+    unfinished: Path | None = None,
 ) -> CompactPolicy:
     """Train a compact policy on ``episodes`` and return its frozen EMA copy.
 
-    Deterministic in ``config.seed`` on one device and thread count. ``progress(step, loss)`` is called now and then.
+    Deterministic in ``config.seed`` on one device and thread count, interrupted or not. ``progress(step, loss)`` is called now and
+    then. ``unfinished``: file in which a cloning that is interrupted is kept, and from which the same call goes on.
 
     Raises:
         ValueError: no episodes, or a loss that is not finite (the message names the step).
@@ -79,7 +83,11 @@ def clone(
     data = ChunkDataset(episodes, features, action, config.policy.horizon, config.policy.n_obs_steps)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     policy.train()
-    for step in range(config.steps):
+    kept = None if unfinished is None else CloningCheckpoint(unfinished, config, {"actions": data.actions, **data.observations})
+    done = 0 if kept is None else kept.restore(policy, average, optimizer, generator, device)
+    for step in range(done, config.steps):
+        if kept is not None and step > done and kept.due():
+            kept.save(step, policy, average, optimizer, generator)
         scale = min(1.0, (step + 1) / max(config.warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * scale
@@ -109,4 +117,6 @@ def clone(
                 )
             if progress is not None:
                 progress(step + 1, value)
+    if kept is not None:
+        kept.remove()
     return average.freeze()

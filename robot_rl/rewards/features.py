@@ -97,5 +97,7 @@ class EpisodeMemory:
 
 
 def spread(count: int, most: int) -> np.ndarray:
-    """Indices of at most ``most`` of ``count`` rows, evenly spread, first and last included."""
-    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(int)
+    """Indices of at most ``most`` of ``count`` rows, evenly spread, first and last included (only one: the last)."""
+    if count <= most:
+        return np.arange(count)
+    return np.linspace(0, count - 1, most).round().astype(int) if most > 1 else np.array([count - 1])

@@ -1,4 +1,4 @@
-"""A person's running feedback: how late it comes, and a model that gives it when the person is gone (GUIDE; 2.2)."""
+"""A model that gives a person's running feedback when the person is gone (GUIDE; 2.2); how late it comes: ``delay.py``."""
 
 from __future__ import annotations
 
@@ -21,22 +21,6 @@ from robot_rl.types import RewardKind
 KIND = "feedback"
 FIT_FOR_USE = 0.5
 """Validation correlation from which the model may stand in for the person."""
-
-
-def estimate_delay(signal: np.ndarray, feedback: np.ndarray, most: int = 12) -> int:
-    """By how many steps feedback (T,) lags a known signal (T,): the shift at which they correlate best. NaN feedback is left out."""
-    best, at = -np.inf, 0
-    for k in range(min(most, len(signal) - 3) + 1):
-        u, h = signal[: len(signal) - k], feedback[k:]
-        known = np.isfinite(h)
-        if known.sum() < 3 or u[known].std() == 0 or h[known].std() == 0:
-            continue
-        c = float(np.corrcoef(u[known], h[known])[0, 1])
-        if c > best:
-            best, at = c, k
-    if not np.isfinite(best):
-        raise ValueError("feedback never changes while it is known: accepted is feedback that follows the signal")
-    return at
 
 
 @dataclass(frozen=True)

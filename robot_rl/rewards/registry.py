@@ -25,6 +25,7 @@ Factory = Callable[..., RewardSource]
 _KINDS: dict[str, str | Factory] = {
     "environment": "robot_rl.rewards.environment:EnvironmentSource",
     "human": "robot_rl.rewards.human:HumanSource",
+    "rule": "robot_rl.rewards.rule:RuleSource",
     "classifier": "robot_rl.rewards.classifier:ClassifierSource",
     "progress": "robot_rl.rewards.progress:ProgressSource",
     "process": "robot_rl.rewards.process:ProcessSource",

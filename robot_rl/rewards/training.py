@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -15,17 +15,24 @@ from robot_rl.rewards.classifier_model import ClassifierConfig, LabelledFrames, 
 from robot_rl.rewards.encoders import EncoderConfig, build_text_encoder
 from robot_rl.rewards.features import FeatureConfig, FrameFeatures
 from robot_rl.rewards.learned import FitBudget, FitReport
+from robot_rl.rewards.marks import marked_frames, read_looks
 from robot_rl.rewards.progress import save_progress
 from robot_rl.rewards.progress_model import Clip, ProgressConfig, fit_progress
 from robot_rl.rewards.stages import keyframe_labels, keyframes
 from robot_rl.rewards.video_likelihood import VideoConfig, fit_video, save_video
-from robot_rl.types import OBSERVATION_STATE, Episode
+from robot_rl.types import OBSERVATION_STATE, Episode, RewardKind
 
 OTHER_TASKS = (
     "open the top drawer", "close the microwave door", "wipe the table with the sponge", "turn on the lamp", "fold the towel in half",
     "pour water into the bowl", "push the button on the wall", "stack the plates in the rack",
 )  # fmt: skip
 """Instructions that stand for "some other task" where a store knows only one."""
+
+
+Kind = Literal[
+    "classifier", "feedback", "preference", "process", "progress", "transport", "video_likelihood", "video_similarity"
+]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,13 @@ class TrainOptions:
     gripper, position: of ``process``: which numbers of ``observation.state`` are the gripper's opening and the hand's place.
     vlm, pairs, goal: of ``preference``: the model server that compares, how many pairs it is asked about, and the goal where
         episodes name no task.
+    marks: of ``classifier``: file of frames that a person marked; then nothing is guessed from ``positive_frames``.
+    feedback: of ``feedback``: source of the reward log through which a person spoke.
+    demonstrations: of ``transport``: how many successes are imitated.
     comparisons: of ``preference``: file of choices that people made on the operator's page; then nobody else is asked.
     """
 
-    kind: Literal["classifier", "process", "progress", "preference", "video_likelihood"]
+    kind: Kind
     cameras: tuple[str, ...]
     encoder: dict[str, Any] = field(default_factory=dict)
     grid: int = 2
@@ -54,6 +64,9 @@ class TrainOptions:
     pairs: int = 200
     goal: str = ""
     comparisons: str = ""
+    marks: str = ""
+    feedback: str = "human"
+    demonstrations: int = 5
 
 
 def train_model(
@@ -76,6 +89,8 @@ def train_model(
         return _classifier(read, features, options, budget, out)
     if options.kind == "preference":
         return _preference(read, features, options, budget, out)
+    if options.kind == "feedback":
+        return _feedback(store, read, features, options, budget, out)
     good = [e for e in read if e.meta.success]
     if not good:
         raise ValueError(f"none of {len(read)} episodes is recorded as a success: {options.kind} learns from successes")
@@ -83,6 +98,8 @@ def train_model(
         return _process(good, features, options, budget, out)
     if options.kind == "progress":
         return _progress(good, features, options, budget, out)
+    if options.kind in ("transport", "video_similarity"):
+        return references(good, read, features, options, out)
     clips = [np.asarray(e.observations[features.cameras[0]])[:: options.every] for e in good]
     model, report = fit_video(clips, VideoConfig(**options.model), budget, seed=options.seed)
     return save_video(out, model), report
@@ -122,9 +139,13 @@ def _classifier(
     episodes: list[Episode], features: FeatureConfig, options: TrainOptions, budget: FitBudget, out: Path
 ) -> tuple[str, FitReport]:
     config = ClassifierConfig(**options.model)
-    frames = labelled_frames(episodes, features.cameras, options.positive_frames, config.state)
+    if options.marks:
+        frames = marked_frames(read_looks(options.marks), episodes, features.cameras, config.state)
+    else:
+        frames = labelled_frames(episodes, features.cameras, options.positive_frames, config.state)
     reader = FrameFeatures(features)
     model, report = fit_classifier(frames, reader.encoder, config, budget, seed=options.seed)
+    report.metrics |= {"positive_frames": float(frames.positive.sum()), "negative_frames": float((~frames.positive).sum())}
     return save_classifier(out, model, reader), report
 
 
@@ -202,6 +223,56 @@ def _preference(
     model, report = fit_preferences(reader(frames), pairs, config, budget, seed=options.seed)
     report.metrics |= {"asked": float(said.asked), "labelled": float(len(pairs.label)), "order_consistency": said.consistency}
     return save_preferences(out, model, reader), report
+
+
+def _feedback(
+    store: EpisodeStore, episodes: list[Episode], features: FeatureConfig, options: TrainOptions, budget: FitBudget, out: Path
+) -> tuple[str, FitReport]:
+    """Learn what a person said while they watched, from their readings in the reward log (GUIDE)."""
+    from robot_rl.rewards.delay import recorded_readings
+    from robot_rl.rewards.feedback import FeedbackConfig, fit_feedback, save_feedback
+
+    def spoke(name: str) -> bool:
+        return any(e.source == options.feedback and e.valid and e.kind is RewardKind.DENSE for e in store.rewards(name))
+
+    heard = [e for e in episodes if spoke(e.meta.episode_id)]
+    if len(heard) < 2:
+        raise ValueError(
+            f"feedback={options.feedback!r} spoke in {len(heard)} of {len(episodes)} episodes: accepted are at least 2, one is held out"
+        )
+    reader = FrameFeatures(features)
+    rows = [reader({c: np.asarray(e.observations[c]) for c in features.cameras}) for e in heard]
+    said = [recorded_readings(store, e, options.feedback) for e in heard]
+    number = np.repeat(np.arange(len(heard)), [len(r) for r in rows])
+    model, report = fit_feedback(
+        np.concatenate(rows), np.concatenate(said), number, FeedbackConfig(**options.model), budget, seed=options.seed
+    )
+    return save_feedback(out, model, reader, report), report
+
+
+def references(
+    good: Sequence[Episode], every: Sequence[Episode], features: FeatureConfig, options: TrainOptions, out: Path
+) -> tuple[str, FitReport]:
+    """Files that ``video_similarity`` (``reference.npz``) and ``transport`` (``demonstration<k>.npz``) compare with; nothing is fitted."""
+    from robot_rl.rewards.transport_source import save_demonstration
+    from robot_rl.rewards.video_similarity import save_reference
+
+    reader, report = FrameFeatures(features), FitReport()
+
+    def rows(episode: Episode) -> np.ndarray:
+        return reader({c: np.asarray(episode.observations[c])[:: options.every] for c in features.cameras})
+
+    out.mkdir(parents=True, exist_ok=True)
+    if options.kind == "video_similarity":
+        save_reference(str(out / "reference.npz"), reader, rows(good[0]), [rows(e) for e in every])
+        report.metrics["rollouts"] = float(len(every))
+    else:
+        if options.demonstrations < 1:
+            raise ValueError(f"demonstrations={options.demonstrations}: accepted are integers >= 1")
+        for k, episode in enumerate(good[: options.demonstrations]):
+            save_demonstration(str(out / f"demonstration{k}.npz"), reader, rows(episode))
+        report.metrics["demonstrations"] = float(min(len(good), options.demonstrations))
+    return f"{options.kind}@{reader.model_id}", report
 
 
 def _progress(

@@ -122,6 +122,11 @@ INTERVENTION_PARAMETERS = (
     Parameter("align_max_gap", 0.15, "an absolute device takes over only within this distance, rad", RUN_TIME, (0.02, 1.0)),
     Parameter("align_s", 2.0, "time over which an actuated leader is driven to the robot", RUN_TIME, (0.5, 10.0)),
     Parameter("twist_frame", "", "frame of twists; empty: the robot description's base", FIXED),
+    Parameter(
+        "rt_priority", 5, "SCHED_FIFO priority to ask for: a person who takes over must not wait; 0: none", FIXED, (0, 49)
+    ),
+    Parameter("replay_bag", "", "MCAP file whose gamepad the device replay plays, from its start in every episode", FIXED),
+    Parameter("replay_topic", "/joy", "topic of that gamepad in the file", FIXED),
     Parameter("lerobot", "", "YAML file of a LeRobot teleoperator that is read instead of the topic of leader or joy", FIXED),
 )
 

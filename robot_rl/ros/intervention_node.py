@@ -18,6 +18,7 @@ from std_srvs.srv import SetBool
 
 from robot_rl.intervention.devices import align_step, joint_gap
 from robot_rl.intervention.lerobot_devices import LeRobotConfig, LeRobotReader
+from robot_rl.intervention.recorded import Tape, TapePlayer
 from robot_rl.intervention.teleop import Buttons, Gamepad, Keyboard, Leader, Reading, SpaceMouse, TeleopDevice, TerminalReader
 from robot_rl.replay.ulid import new_ulid
 from robot_rl.robots.channels import Channel, channels_of
@@ -79,11 +80,14 @@ class InterventionNode(PlainNode):
         self._reader: TerminalReader | None = None
         self._warned_slow = False
         self._lerobot: LeRobotReader | None = None
+        self._player: TapePlayer | None = None
         self._lerobot_config = LeRobotConfig.load(p["lerobot"]) if p["lerobot"] else None
         self.devices = [self._device(name) for name in (p["devices"] or ("joy",))]
         if self._lerobot_config is not None and self._lerobot is None:
             wanted = "leader" if self._lerobot_config.joints else "joy"
             raise ValueError(f"lerobot={p['lerobot']!r} stands in for {wanted!r}: accepted with devices that name it")
+        if p["replay_bag"] and self._player is None:
+            raise ValueError(f"replay_bag={p['replay_bag']!r}: accepted with the device replay")
         self._check_devices()
         self.create_timer(1.0 / p["rate_hz"], self._tick)
         self.add_check("devices", self._check)
@@ -97,7 +101,8 @@ class InterventionNode(PlainNode):
             page = Gamepad(name, axes=range(6), **common)
 
             def on_page(message: Joy) -> None:
-                page.feed(message.axes, message.buttons, time.monotonic_ns(), from_stamp(message.header.stamp))
+                if page.feed(message.axes, message.buttons, time.monotonic_ns(), from_stamp(message.header.stamp)):
+                    self._tick()  # a press must not wait for the timer
 
             self.listen(Joy, CONSOLE_JOY, on_page, qos.LATEST)
             return page
@@ -105,12 +110,17 @@ class InterventionNode(PlainNode):
             driven = Leader(**common) if name == "leader" else Gamepad(name, axes=range(6), **common)
             self._lerobot = LeRobotReader(self._lerobot_config, driven)
             return driven
+        if name == "replay" and p["replay_bag"]:
+            recorded = Gamepad(name, self._buttons(), **common)
+            self._player = TapePlayer(Tape.read(p["replay_bag"], p["replay_topic"]), recorded)
+            return recorded
         if name in JOY_TOPICS:
             pad = Gamepad(name, self._buttons(), **common)
 
             def on_joy(message: Joy) -> None:
                 pad.buttons = self._buttons()
-                pad.feed(message.axes, message.buttons, time.monotonic_ns(), from_stamp(message.header.stamp))
+                if pad.feed(message.axes, message.buttons, time.monotonic_ns(), from_stamp(message.header.stamp)):
+                    self._tick()
 
             self.listen(Joy, JOY_TOPICS[name], on_joy, qos.LATEST)
             return pad
@@ -170,7 +180,13 @@ class InterventionNode(PlainNode):
 
     def _on_episode(self, message: DiagnosticArray) -> None:
         for status in read_records(message, EpisodeStatus):
-            self._episode = status
+            before, self._episode = self._episode, status
+            if self._player is None:
+                continue
+            if status.state == "running" and (before is None or before.episode_id != status.episode_id):
+                self._player.start(time.monotonic_ns())
+            elif status.state not in ("running", "paused"):
+                self._player.stop(time.monotonic_ns())
 
     def _on_engage(self, request: Any, response: Any) -> Any:
         for device in self.devices:
@@ -209,6 +225,8 @@ class InterventionNode(PlainNode):
         now, stamp = time.monotonic_ns(), self.now_ns()
         records = []
         driving: tuple[TeleopDevice, Reading] | None = None
+        if self._player is not None:
+            self._player.feed(now)
         for device in self.devices:
             reading = device.poll(now)
             self._presses(reading, stamp)

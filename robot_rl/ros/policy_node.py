@@ -329,7 +329,8 @@ class PolicyNode(ManagedNode):
         health: PolicyHealth = session.health(self.get_fully_qualified_name(), self.active)
         status = encode(health)
         late = bool(health.deadline_misses)
-        return (WARN if late else OK), health.message, dict(status.values) | {"priority": session.granted}
+        level = ERROR if session.undecided else WARN if late else OK
+        return level, health.message, dict(status.values) | {"priority": session.granted}
 
     def _check_observations(self) -> tuple[int, str, dict[str, Any]]:
         if self.session is None:

@@ -69,7 +69,7 @@ episode says who was in control: `policy`, `human`, `latched`, `blend`, `hold`, 
 `policy_node` sends commands from a thread with absolute deadlines; a control step is worked out shortly before its first command is due.
 Above 10 commands a second, inference, weights and camera decoding live in a child process (`inference: process`; the node
 `policy_node_perception` is the child's), so that neither a slow model nor Python's lock delays a command. The child may die: the robot holds,
-commands go on, another child is started. `guard_node` and the control process ask for real-time priority (SCHED_FIFO `rt_priority` 20 and 10;
+commands go on, another child is started. `guard_node`, the control process and `intervention_node` ask for real-time priority (SCHED_FIFO `rt_priority` 20, 10 and 5;
 0 does without); diagnostics say what was granted under `priority`. Outside of a container that takes `rtprio` in
 `/etc/security/limits.conf`, inside of one `--cap-add=SYS_NICE --ulimit rtprio=49`. Learner and reward nodes lower themselves by `nice`.
 `python benchmarks/ros_rate.py` measures all of this on your machine.

@@ -69,6 +69,7 @@ class Session:
         self._starts_at = 0.0  # steady seconds: an episode that has begun waits for its first control step until then
         self._operator: dict[str, tuple[np.ndarray, int]] = {}
         self._operator_device = ""  # the one that took over last
+        self.undecided = ""  # why there is no decision, while a policy server or the inference process is away
 
     # ---- configure
 
@@ -505,12 +506,14 @@ class Session:
         try:
             return self.worker.poll(wait_s)
         except HostGone as error:
+            self.undecided = str(error)
             self.node.log_sometimes("host gone", f"no decision: {error}")
             return None
 
     def _accept(self, decision: Decision | None) -> None:
         if decision is None:
             return
+        self.undecided = ""
         self.loop.loop.accept(decision)
         if self._chunks.get_subscription_count():
             self._chunks.publish(
@@ -539,7 +542,14 @@ class Session:
         self._operator[channel] = (vector, self.node.clock_ns())
 
     def on_operators(self, states: Sequence[OperatorState], stamp_ns: int) -> None:
-        """What all devices say at one instant: the one that takes over counts, else the one that drove last, else the first."""
+        """What all devices say at one instant: the one that takes over counts, else the one that drove last, else the first.
+
+        A device that nothing has been heard of since its node started says nothing: taken for "let go", it would turn a button that has
+        been held since before the start into a new press.
+        """
+        states = [s for s in states if s.age_ms is None or s.age_ms >= 0.0]
+        if not states:
+            return
         taking = next((s for s in states if s.takeover), None)
         known = next((s for s in states if s.device == self._operator_device), states[0])
         chosen = taking or known
@@ -588,7 +598,8 @@ class Session:
         if not self.running:
             return "idle"
         state = self.arbiter.state
-        starved = self.host is not None and not self.host.ready and self.loop.scheduler.rows_left(self.loop.loop.step) == 0
+        away = self.host is not None and (not self.host.ready or bool(self.undecided))
+        starved = away and self.loop.scheduler.rows_left(self.loop.loop.step) == 0
         if self.holding or self.problems or starved:
             return "hold"
         return "human" if state is State.HUMAN else "blend" if state is State.HANDBACK else "policy"
@@ -609,8 +620,9 @@ class Session:
         ages = {t: s.age_ns(now) for t, s in self.sync.streams.items()}
         word = self.state_word(active)
         pending = loop._pending
+        why = f": {self.undecided}" if self.undecided else ""
         return PolicyHealth(
-            node=name, message=f"{word}, episode {self.recording.index}, step {loop.step}", state=word,
+            node=name, message=f"{word}, episode {self.recording.index}, step {loop.step}{why}", state=word,
             control=None if pending is None else pending.source.name.lower(), step=loop.step,
             chunk_rows_left=self.loop.scheduler.rows_left(loop.step), chunk_late=self.loop.scheduler.late_chunks,
             replans=loop.decisions, inference_p50_ms=worker.quantile(0.5) * 1e3 if worker else None,

@@ -14,6 +14,7 @@ from robot_rl.replay.store import EpisodeStore
 from robot_rl.training.build import pick_device
 from robot_rl.training.config import BCRunConfig
 from robot_rl.training.interrupt import InterruptFlag
+from robot_rl.training.run_folder import UNFINISHED
 from robot_rl.types import Episode
 
 
@@ -50,7 +51,8 @@ def run(config: BCRunConfig, *, progress: Progress | None = None) -> dict[str, A
             progress.status(loss=loss)
             done, last = step, loss
 
-        policy = clone(kept, features, action, config.bc, device=device, progress=report)
+        unfinished = config.out / UNFINISHED
+        policy = clone(kept, features, action, config.bc, device=device, progress=report, unfinished=unfinished)
     save_policy(policy.cpu(), config.out, extra={"episodes": len(kept), "task": _task(kept)})
     return {
         "policy": str(config.out), "episodes": len(kept), "steps": sum(map(len, kept)), "loss": last,

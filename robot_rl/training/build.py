@@ -75,7 +75,7 @@ def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerCo
         return OneStepHead(base, head.one_step, generator=generator)
     if head.kind == "hybrid_policy":
         gripper = learner.gripper if isinstance(learner, OffPolicyConfig) else GripperConfig()
-        return HybridPolicyHead(base, head.hybrid_policy, gripper.values, gripper.hidden, generator=generator)
+        return HybridPolicyHead(base, head.hybrid_policy, gripper.told(base.spec.action), gripper.hidden, generator=generator)
     if head.kind == "fine_tuned":
         return _adapted(FineTunedHead(base, head.adapter, generator=generator), base)
     if head.kind == "advantage_conditioned":

@@ -96,7 +96,7 @@ def ingest(
     action = normalized(episode.action)
     extra = {EPISODE_RETURN: returns, RETURN_KNOWN: known}
     facts = step_facts(episode, stratum) | learner_facts(
-        episode, action, learner, buffer.window, base.spec.action.gripper_mask, own, stratum
+        episode, action, learner, buffer.window, base.spec.action, own, stratum
     )
     extra |= {name: rows for name, rows in facts.items() if name in buffer.extra_names}
     conditioning = encode_episode(base, episode, device)

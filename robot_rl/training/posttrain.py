@@ -30,7 +30,7 @@ from robot_rl.training.demonstrations import gather
 from robot_rl.training.final import finish
 from robot_rl.training.interrupt import InterruptFlag
 from robot_rl.training.measuring import measure, success_interval
-from robot_rl.training.run_folder import RunFolder
+from robot_rl.training.run_folder import UNFINISHED, RunFolder
 from robot_rl.training.session import Session
 from robot_rl.types import Episode
 
@@ -116,7 +116,7 @@ def _workers(config: PostTrainConfig) -> int:
 def prepare_base(
     config: PostTrainConfig, spec: EnvSpec, folder: RunFolder, progress: Progress, flag: InterruptFlag, device: str
 ) -> BasePolicy:
-    """The frozen base: loaded, left by an earlier attempt, or cloned now (a cloning that was interrupted starts over)."""
+    """The frozen base: loaded, left by an earlier attempt, or cloned now (an interrupted cloning goes on)."""
     path, options, rows = config.base.path, _base_options(config, spec), config.base.replan_every
     made = (folder.base / "policy.json").exists()
     if path is not None and rows and not made:
@@ -135,7 +135,9 @@ def prepare_base(
             progress.status(loss=loss)
             done = step
 
-        cloned = clone(episodes, dict(spec.observation_features), spec.action, bc, device=device, progress=report)
+        unfinished = folder.base / UNFINISHED
+        features = dict(spec.observation_features)
+        cloned = clone(episodes, features, spec.action, bc, device=device, progress=report, unfinished=unfinished)
         cloned = replanned(cloned, rows)
         save_policy(cloned.cpu(), folder.base, extra={"task": spec.env_id, "episodes": len(episodes)})
     # What the run cloned or changed itself lies in its own folder, and has no options.

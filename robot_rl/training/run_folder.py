@@ -15,6 +15,9 @@ from robot_rl.evaluation.results import append_jsonl, read_jsonl
 if TYPE_CHECKING:
     from robot_rl.training.config import BaseConfig
 
+UNFINISHED = "unfinished.safetensors"
+"""A cloning on its way, in the folder of its policy."""
+
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "gate.jsonl")
 
 

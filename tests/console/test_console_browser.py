@@ -245,3 +245,48 @@ def test_pictures_of_two_cameras_reach_five_watchers_and_a_lost_server_is_told(t
         page = pages[0]
     page.wait_for_selector("#banner:has-text('connection is lost')")
     page.context.close()
+
+
+def test_the_strip_the_rest_prompt_and_the_gate(tmp_path, browser):
+    line = {
+        "env_steps": 900,
+        "event": "promoted",
+        "version": 2,
+        "successes": 9,
+        "n": 10,
+        "lower": 0.6,
+        "upper": 0.99,
+        "reference": 0.5,
+    }
+    (tmp_path / "gate.jsonl").write_text(json.dumps(line) + "\n")
+    with live(tmp_path, skills=(0.0,), steps=4000) as console:
+        console.office._rest.work_s = 0.0
+        page = open_page(browser, console.url, DESKTOP)
+        wait(page, "!document.getElementById('gate-panel').hidden")
+        assert "v2 promoted, 90 % of 10 against 50 %" in page.inner_text("#gate-text")
+        assert page.get_attribute("#strip", "aria-disabled") != "false"
+        sit(page)
+        page.wait_for_selector("#rest-text:has-text('time for a break')")
+        page.click("#rest-later")
+        page.wait_for_selector("#rest", state="hidden")
+        start(page)
+        page.wait_for_selector("#strip[aria-disabled=false]")
+        page.locator("#strip").scroll_into_view_if_needed()
+        box = page.locator("#strip").bounding_box()
+        page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 5)
+        page.mouse.down()
+        wait(page, "document.getElementById('strip').getAttribute('aria-valuenow') === '50'")
+        page.wait_for_timeout(1500)
+        page.mouse.up()
+        assert page.get_attribute("#strip", "aria-valuenow") == "0"
+        page.click("#success")
+        state(page, "episode.outcome", "success")
+
+        def felt():
+            store = EpisodeStore.open(tmp_path / "store")
+            return [e.value for i in store.episode_ids() for e in store.rewards(i) if e.source == "feedback"]
+
+        values = until(felt, "what was felt is in the store")
+        assert len(values) > 10
+        assert values == pytest.approx([0.5] * len(values), abs=0.02)
+        assert page.complaints == []

@@ -27,6 +27,7 @@ def drive(**changes):
 def test_what_a_page_says_is_read():
     assert parse(json.dumps(drive())) == Drive(1, 5, True, (0.0, 0.5, -1.0, 0.0, 0.0, 1.0))
     assert parse(b'{"type":"seen","camera":"front","number":3}') == Seen("front", 3)
+    assert parse(b'{"type":"seen","camera":"front","number":3,"took":7.5}') == Seen("front", 3, 7.5)
     ask = parse(json.dumps({"type": "ask", "id": "12345678", "name": "hold", "values": {"on": True}}))
     assert isinstance(ask, Ask)
     assert dict(ask.values) == {"on": True}
@@ -38,6 +39,7 @@ def test_what_a_page_says_is_read():
         ("", "no JSON"),
         ("[" * 5000, "no JSON"),
         ("[]", "accepted is a JSON object"),
+        ('{"type":"seen","camera":"front","number":3,"took":-1}', "took: accepted are milliseconds"),
         ('{"type":"drive"}', "missing axes, echo, held, seq"),
         (json.dumps(drive(more=1)), "unknown keys more"),
         (json.dumps(drive(axes=[0, 0, 0, 0, 0, 1.01])), "axes.yaw"),

@@ -56,7 +56,7 @@ def make_head(algorithm: str, base: Any, settings: OffPolicyConfig, **shape: Any
         head = OneStepHead(base, ChunkPolicyConfig(**{"hidden": (16,), **shape}), generator=gen(1))
     elif algorithm == "hybrid_sac":
         config = HybridPolicyConfig(**{"hidden": (16,), **shape})
-        head = HybridPolicyHead(base, config, settings.gripper.values, (16,), generator=gen(1))
+        head = HybridPolicyHead(base, config, settings.gripper.values or (-1.0, 0.0, 1.0), (16,), generator=gen(1))
         shaken(head.gripper, 6)
     elif algorithm == "chunk_sac":
         head = ChunkPolicyHead(base, ChunkPolicyConfig(**{"hidden": (16,), **shape}), generator=gen(1))

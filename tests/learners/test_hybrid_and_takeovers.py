@@ -129,13 +129,30 @@ def test_choices_of_two_grippers_number_all_combinations() -> None:
 def test_gripper_facts_by_hand() -> None:
     """0 keeps the gripper as it is: closing after it is no change, and a window in which only 0 follows is steady."""
     command = np.array([0.0, 1.0, 0.0, 1.0, -1.0, 0.1, 0.9], np.float32)[:, None]
-    found = gripper_facts(command, (-1.0, 0.0, 1.0), WindowConfig(3, 0.5))
+    found = gripper_facts(command, (-1.0, 0.0, 1.0), WindowConfig(3, 0.5), stays=np.array([True]))
     assert found["gripper_choice"].tolist() == [1, 2, 1, 2, 0, 1, 2]
     changed = [0, 0, 0, 0, 1, 0, 1]  # the state before the first command is not known
     assert found["gripper_change"].tolist() == [sum(0.5**i * changed[t + i] for i in range(min(3, 7 - t))) for t in range(7)]
     assert found["gripper_steady"].tolist() == [0, 1, 0, 0, 0, 0, 1]
-    two = gripper_facts(command[1:], (-1.0, 1.0), WindowConfig(2, 0.5))  # without a 0 every command is one
+    two = gripper_facts(
+        command[1:], (-1.0, 1.0), WindowConfig(2, 0.5), stays=np.array([True])
+    )  # without a 0 every command is one
     assert two["gripper_choice"].tolist() == [1, 0, 1, 0, 1, 1]
+    width = gripper_facts(
+        command, (-1.0, 0.0, 1.0), WindowConfig(1, 0.5), stays=np.array([False])
+    )  # half open is a state of its own
+    assert width["gripper_change"].tolist() == [0, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_gripper_that_is_told_a_width_is_never_told_to_stay() -> None:
+    """0 would be half open there."""
+    spec = {"low": (-1.0, 0.0), "high": (1.0, 0.08), "kind": ("continuous", "gripper_continuous")}
+    width, change = (ActionSpec(**spec, mode=("delta", mode)) for mode in ("absolute", "delta"))
+    assert GripperConfig().told(width) == (-1.0, 1.0)
+    assert GripperConfig().told(change) == (-1.0, 0.0, 1.0)
+    assert GripperConfig(values=(-1.0, 0.5)).told(width) == (-1.0, 0.5)
+    with pytest.raises(ValueError, match="accepted are none"):
+        GripperConfig(values=(1.0,))
 
 
 def test_row_11_resumes_bit_for_bit() -> None:

@@ -148,8 +148,11 @@ def _remember(policy: Any, ready: dict[str, Any]) -> None:
     policy._queues = populate_queues(policy._queues, ready)
 
 
-def tiny_vlm(folder: Path) -> Path:
-    """Configuration, tokenizer and processor of a SmolVLM so small that it is drawn at random in no time."""
+WORDS = "lift the block put it in a bin open drawer"
+
+
+def tiny_vlm(folder: Path, words: str = WORDS, width: int = 32, layers: int = 2) -> Path:
+    """Configuration, tokenizer (of ``words``) and processor of a SmolVLM so small that it is drawn at random in no time."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         PreTrainedTokenizerFast,
@@ -163,15 +166,8 @@ def tiny_vlm(folder: Path) -> Path:
         "image_token": "<image>", "fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>",
         "end_of_utterance_token": "<end_of_utterance>",
     }  # fmt: skip
-    words = [
-        "<unk>",
-        "<pad>",
-        "<s>",
-        "</s>",
-        *special.values(),
-        *["lift", "the", "block", "put", "it", "in", "a", "bin", "open", "drawer"],
-    ]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    known = ["<unk>", "<pad>", "<s>", "</s>", *special.values(), *words.split()]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(known)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -182,7 +178,7 @@ def tiny_vlm(folder: Path) -> Path:
         extra_special_tokens=special,
     )
     text = {
-        "model_type": "llama", "vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16,
+        "model_type": "llama", "vocab_size": 32, "hidden_size": width, "intermediate_size": width, "num_hidden_layers": layers, "head_dim": width // 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 1, "max_position_embeddings": 128,
     }  # fmt: skip
     vision = {

@@ -83,6 +83,29 @@ def test_the_seed_decides_everything() -> None:
     assert not any(p.requires_grad for p in one.parameters())
 
 
+def test_an_interrupted_cloning_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("robot_rl.policies.cloning_checkpoint.CloningCheckpoint.due", lambda self: True)
+    config, file = small("diffusion", steps=230, observation_noise=0.1), tmp_path / "base" / "unfinished.safetensors"
+
+    def stop(step: int, loss: float) -> None:
+        if step > 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        clone(fork(6), FEATURES, TOY, config, progress=stop, unfinished=file)
+    assert file.exists()
+    seen: list[int] = []
+    resumed = clone(fork(6), FEATURES, TOY, config, progress=lambda step, _: seen.append(step), unfinished=file)
+    assert seen == [101, 201, 230]
+    assert resumed.spec.base_hash == clone(fork(6), FEATURES, TOY, config).spec.base_hash
+    assert not list(file.parent.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        clone(fork(6), FEATURES, TOY, config, progress=stop, unfinished=file)
+    seen.clear()  # other demonstrations: what was begun on these is not taken up
+    clone(fork(8), FEATURES, TOY, config, progress=lambda step, _: seen.append(step), unfinished=file)
+    assert seen[0] == 1
+
+
 def test_what_cannot_be_cloned_is_said() -> None:
     with pytest.raises(ValueError, match="no episodes"):
         clone([], FEATURES, TOY, small("flow"))

@@ -19,7 +19,7 @@ from robot_rl.rewards.preference_model import choose_pairs
 from robot_rl.rewards.report import judge_source, write_report
 from robot_rl.rewards.vlm.fake_server import FakeVlmServer, Knobs
 from robot_rl.rewards.vlm_progress import VlmProgressSource, shuffled_values
-from robot_rl.types import ActionSpec, Episode, EpisodeMeta, FeatureSpec, RewardKind
+from robot_rl.types import ActionSpec, Episode, EpisodeMeta, FeatureSpec, RewardEvent, RewardKind
 
 CAMERA, TASK = "observation.images.top", "push the red block to the right"
 FEATURES = {CAMERA: FeatureSpec((48, 48, 3), "uint8"), "observation.state": FeatureSpec((2,))}
@@ -422,3 +422,77 @@ def test_a_reward_learned_from_a_vlms_comparisons(folder, tmp_path, capsys):
 def test_installed_kinds_are_told():
     assert {"classifier", "progress", "goal_image", "preference", "vlm", "video_likelihood"} <= set(source_kinds())
     assert Knobs.FAULTS
+
+
+def test_rewards_written_down_for_learning_offline(folder, models, tmp_path, capsys):
+    """Label, report, apply: the copy's rewards are what a learner would compose from the events, and episodes end at success."""
+    source = str(models / "clf.yaml")
+    assert main(["reward", "label", str(folder), "--source", source, "--json"]) == 0
+    assert main(["reward", "report", str(folder), "--source", source, "--out", str(models / "reports"), "--json"]) == 0
+    block = tmp_path / "reward.yaml"
+    block.write_text(
+        "reward:\n  channels:\n"
+        f"    - {{source: clf, kind: success, weight: 2.0, report: {models / 'reports' / 'clf.json'}}}\n"
+        "    - {source: progress, kind: potential, weight: 0.0}\n"
+    )
+    out = tmp_path / "rewarded"
+    verb = ["reward", "apply", str(folder), "--reward", str(block), "--gamma", "0.97", "--out", str(out), "--json"]
+    capsys.readouterr()
+    assert main(verb) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    told = last.get("result", last)
+    with EpisodeStore.open(folder) as store, EpisodeStore.open(out) as copied:
+        assert told["episodes"] == len(copied) == len(store)
+        assert told["successes"] >= 9  # of ten
+        for name in copied.episode_ids():
+            before, after = store.read(name), copied.read(name)
+            fired = [e.step for e in store.rewards(name) if e.source == "clf" and e.valid and e.value > 0.5]
+            assert len(after) == (fired[0] if fired else len(before))
+            assert after.reward.tolist() == [0.0] * (len(after) - 1) + [2.0 if fired else 0.0]
+            assert after.terminated[-1] == bool(fired)
+            np.testing.assert_array_equal(after.observations[CAMERA], before.observations[CAMERA][: len(after) + 1])
+    assert main(verb) == 2  # a store is never written over
+    block.write_text("channels:\n  - {source: progress, kind: dense}\n")
+    assert main([*verb[:-2], str(tmp_path / "none"), "--json"]) != 0
+    assert "it has no report" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+def test_references_and_a_persons_feedback_are_trained_by_the_verb(folder, tmp_path, capsys):
+    common = ["--cameras", CAMERA, "--encoder", '{"size": 48}', "--json"]
+
+    def train(kind, *more):
+        return main(["reward", "train", str(folder), "--kind", kind, "--out", str(tmp_path / kind), *common, *more])
+
+    assert train("transport", "--demonstrations", "2") == 0
+    assert train("video_similarity") == 0
+    about = {"cameras": [CAMERA], "encoder": {"size": 48}}
+    files = sorted(str(f) for f in (tmp_path / "transport").glob("*.npz"))
+    assert len(files) == 2
+    sources = [
+        {"kind": "transport", "demonstrations": files, **about},
+        {"kind": "video_similarity", "reference": str(tmp_path / "video_similarity" / "reference.npz"), **about},
+    ]
+    with EpisodeStore.open(folder) as store:
+        names = store.episode_ids()
+        for settings in sources:
+            (tmp_path / "source.yaml").write_text(json.dumps(settings))
+            source = load_source(str(tmp_path / "source.yaml"))
+            total = {True: [], False: []}
+            for name in names[:10]:
+                episode = store.read(name, [CAMERA])
+                total[bool(episode.meta.success)].append(float(source.score_episode(trace_of(episode)).value.sum()))
+            assert np.mean(total[True]) > np.mean(total[False]), settings["kind"]
+    assert train("feedback") == 1
+    assert "spoke in 0 of 20 episodes" in capsys.readouterr().out
+    with EpisodeStore.open(folder, mode="a") as store:
+        for name in names:
+            share = store.read(name, ["observation.state"]).observations["observation.state"][:, 0]
+            for k in range(1, len(share)):
+                store.append_reward(
+                    RewardEvent(name, k, "human", float(2 * share[k] - 1), RewardKind.DENSE, model_id="human:me")
+                )
+    assert train("feedback", "--grid", "4", "--options", '{"learning_rate": 1e-3}', "--steps", "200") == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told.get("result", told)["correlation"] > 0.6
+    assert train("clip") == 2

@@ -8,13 +8,14 @@ import torch
 
 from robot_rl.rewards.classifier_model import ClassifierConfig, LabelledFrames, SuccessClassifier, fit_classifier, platt
 from robot_rl.rewards.decision import Decider, DecisionConfig, Guard
+from robot_rl.rewards.delay import estimate_delay
 from robot_rl.rewards.encoders import EncoderConfig, HashedText, build_encoder
-from robot_rl.rewards.feedback import FeedbackConfig, estimate_delay, feedback_pairs, fit_feedback
+from robot_rl.rewards.feedback import FeedbackConfig, feedback_pairs, fit_feedback
 from robot_rl.rewards.goal import goal_baseline, start_goal_projection
 from robot_rl.rewards.hindsight import HindsightConfig, fit_forward, fit_hindsight, redistribution_targets
 from robot_rl.rewards.learned import FitBudget, Whitening
 from robot_rl.rewards.preference_model import Pairs, PreferenceConfig, choose_pairs, convolutional, fit_preferences
-from robot_rl.rewards.progress_model import Clip, ClipSampler, ProgressConfig, fit_progress
+from robot_rl.rewards.progress_model import Clip, ClipSampler, ProgressConfig, ProgressModel, fit_progress
 from robot_rl.rewards.stages import StageMap, fit_attribution, keyframes, redistribute
 from robot_rl.rewards.statistics import calibration, precision_recall, roc_auc, spearman, value_order_correlation
 from robot_rl.rewards.takeover import takeover_rewards
@@ -502,6 +503,19 @@ def test_stage_map_is_continuous_and_monotone():
         StageMap((0.5, 0.6))
 
 
+def test_a_progress_model_without_memory_calls_a_reversed_copy_the_mirror():
+    """One frame in the window is the newest, and a value that depends on it alone cannot tell which way a film runs."""
+    film, text = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32), np.ones(4, np.float32)
+    model = ProgressModel(6, 4, ProgressConfig(frames=1, width=16, layers=1, heads=2))
+    forward = model.score(film, text)
+    assert np.ptp(forward) > 0
+    np.testing.assert_allclose(model.score(film[::-1].copy(), text), forward[::-1], atol=1e-6)
+    clips = ClipSampler(ProgressConfig(frames=1), [Clip(film, text)], np.zeros((0, 4)), np.random.default_rng(0))
+    rows, target = clips.window(9)
+    assert len(rows) == 1
+    assert target[0] == pytest.approx((rows[0] + 1) / 9)
+
+
 # ---- people
 
 
@@ -514,10 +528,10 @@ def test_feedback_delay_is_found():
         h = np.full(612, np.nan)
         h[d:] = u[:-d] + rng.normal(size=612 - d)
         h[rng.random(612) < 0.2] = np.nan
-        right += abs(estimate_delay(u, h) - d) <= 1
+        right += abs(estimate_delay([u], [h]).steps - d) <= 1
     assert right >= 38
     with pytest.raises(ValueError, match="never changes"):
-        estimate_delay(np.arange(20.0), np.zeros(20))
+        estimate_delay([np.arange(20.0)], [np.zeros(20)])
 
 
 def test_feedback_model_stands_in_and_pairs_leave_the_unclear_out():

@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import fault_net as net
-import numpy as np
 from fault_kit import RECOVER_S, Bench, Run
-from sensor_msgs.msg import Joy
+from pad_kit import Pad
 
 from robot_rl.replay import EpisodeStore
-from robot_rl.ros import qos
-from robot_rl.ros.conversion import to_stamp
 from robot_rl.training.learner_status import read_status
 
 HOLD_MS = 100.0
@@ -105,43 +101,13 @@ def kill_others(b: Bench, i: int) -> Run:
     return run
 
 
-@contextmanager
-def _operator(b: Bench) -> Iterator[dict[str, bool]]:
-    """A person at a gamepad, 50 times a second; ``held`` is the dead-man button."""
-    import threading
-
-    from robot_rl.ros.graph_names import JOY
-
-    joy = b.watch.node.create_publisher(Joy, f"{b.watch.prefix}/{JOY}", qos.COMMAND)
-    state, stop = {"held": True}, threading.Event()
-
-    def press() -> None:
-        n = 0
-        while not stop.wait(0.02):
-            n += 1
-            message = Joy(
-                axes=[0.3 * np.sin(0.1 * n), 0.3, 0.0, 0.0, 0.0, 0.0],
-                buttons=[int(k == 5 and state["held"]) for k in range(12)],
-            )
-            message.header.stamp = to_stamp(time.time_ns())
-            joy.publish(message)
-
-    thread = threading.Thread(target=press, daemon=True)
-    thread.start()
-    try:
-        yield state
-    finally:
-        stop.set()
-        thread.join(1.0)
-        b.watch.node.destroy_publisher(joy)
-
-
 def kill_operator(b: Bench) -> Run:
     """A person drives, and the node between them and the robot dies."""
     run = Run("kill -9 intervention_node, operator in control")
     b.await_motion()
     human = lambda: b.watch.heartbeats and b.watch.heartbeats[-1].value == "human"  # noqa: E731
-    with _operator(b) as state:
+    with Pad(b.watch) as pad:
+        pad.drive(0.0, 0.3, 0.0)
         if not b.watch.until(human, 10.0):
             run.problems.append("the operator did not get the robot")
             return run
@@ -150,7 +116,7 @@ def kill_operator(b: Bench) -> Run:
         time.sleep(1.0)
         # The person's hand is still on the button, and the node is not back (an interpreter takes longer to start).
         b.still(run, t0, t0 + 900_000_000, OPERATOR_MS)
-        state["held"] = False
+        pad.release()
         time.sleep(0.5)
     b.recovered(run, t0, new_episode=False)
     return run

@@ -262,6 +262,21 @@ def test_subscriber_offers_only_what_passed_everything(channel):
 # -- between machines -----------------------------------------------------------------------------------------------------
 
 
+def test_a_dry_forward_that_could_not_be_asked_is_asked_again(channel):
+    """The base policy's server is away: that says nothing about the weights."""
+    away = [ConnectionError("policy server gpu-box:8765: refused"), None]
+
+    def dry_forward(tensors):
+        if (error := away.pop(0)) is not None:
+            raise error
+
+    channel.publish(head(1), parent=0)
+    subscriber = WeightSubscriber(channel, dry_forward=dry_forward)
+    assert subscriber.poll() is None
+    assert "gpu-box" in subscriber.last_error
+    assert subscriber.poll().version == 1
+
+
 def test_bytes_that_were_cut_on_the_way_are_read_again(channel, monkeypatch):
     monkeypatch.setattr(weights_module, "DAMAGED_RETRY_S", (0.0, 0.0))
     subscriber = WeightSubscriber(channel)

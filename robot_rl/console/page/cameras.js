@@ -1,4 +1,5 @@
-// Pictures: decoded off the main thread, drawn, then acknowledged, so that the server never sends more than is shown.
+// Pictures: decoded off the main thread, handed to the canvas as they are, and acknowledged with the animation frame that shows them, so that
+// the server never sends more than is shown.
 
 const HEAD = 32;
 const OLD_MS = 1500;
@@ -7,6 +8,7 @@ export class Cameras {
   constructor(place, stats) {
     this.place = place;
     this.stats = stats;
+    this.parts = window.frameParts = {};
     this.shown = new Map();
     setInterval(() => this.look(), 500);
     document.addEventListener("visibilitychange", () => (document.hidden ? this.socket?.close() : this.connect()));
@@ -40,17 +42,18 @@ export class Cameras {
       figure.append(canvas, caption);
       const after = [...this.place.children].find((c) => c.dataset.camera > name);
       this.place.insertBefore(figure, after ?? null);
-      found = { figure, canvas, context: canvas.getContext("2d", { alpha: false }), rate, at: 0, times: [], late: [], number: 0 };
+      found = { figure, canvas, context: canvas.getContext("bitmaprenderer", { alpha: false }), rate, at: 0, times: [], late: [], number: 0 };
       this.shown.set(name, found);
     }
     return found;
   }
 
   async frame(socket, data) {
+    const began = performance.now();
     const head = new DataView(data, 0, HEAD);
     const length = head.getUint16(4, true);
     const number = Number(head.getBigUint64(8, true));
-    const stamp = Number(head.getBigUint64(16, true)) / 1e6;
+    const stamp = Number(head.getBigUint64(16, true)) / 1e6, encoded = Number(head.getBigUint64(24, true)) / 1e6;
     const name = new TextDecoder().decode(new Uint8Array(data, HEAD, length));
     const view = this.view(name);
     try {
@@ -62,15 +65,22 @@ export class Cameras {
           view.canvas.height = picture.height;
           view.figure.style.aspectRatio = `${picture.width} / ${picture.height}`;
         }
-        view.context.drawImage(picture, 0, 0);
-        requestAnimationFrame(() => this.count(name, view, stamp));
+        view.context.transferFromImageBitmap(picture);
+        requestAnimationFrame(() => { this.count(name, view, stamp, encoded, began); this.seen(socket, name, number, began); });
+        return;
       }
       picture.close();
     } catch { /* a damaged picture is skipped; the next one comes */ }
-    if (socket.readyState === 1) socket.send(JSON.stringify({ type: "seen", camera: name, number }));
+    this.seen(socket, name, number, began);
   }
 
-  count(name, view, stamp) {
+  seen(socket, camera, number, began) {
+    const took = Math.min(1e6, performance.now() - began);
+    if (socket.readyState === 1) socket.send(JSON.stringify({ type: "seen", camera, number, took }));
+  }
+
+  // Ages, and what they are made of: encoding, the way here, showing (milliseconds).
+  count(name, view, stamp, encoded, began) {
     const now = performance.timeOrigin + performance.now();
     view.at = performance.now();
     view.times.push(view.at);
@@ -78,7 +88,9 @@ export class Cameras {
     view.late.push(now - stamp);
     if (view.late.length > 40) view.late.shift();
     (this.stats[name] ??= []).push(now - stamp);
-    if (this.stats[name].length > 2000) this.stats[name].shift();
+    const parts = (this.parts[name] ??= []), arrived = performance.timeOrigin + began;
+    parts.push([encoded - stamp, arrived - encoded, now - arrived]);
+    for (const kept of [this.stats[name], parts]) if (kept.length > 2000) kept.shift();
   }
 
   look() {

@@ -64,3 +64,29 @@ export function curve(svg, points, text) {
   node(svg, "text", { x: left, y: height - 4 }, `episode ${first}`);
   node(svg, "text", { x: width - right, y: height - 4, "text-anchor": "end" }, `${points.at(-1).x}`);
 }
+
+const EVENTS = { promoted: "var(--good)", rejected: "var(--bad)", rolled_back: "var(--amber)" };
+
+// One bar for each decision of the gate: from the lower to the upper bound of the version's success, and what it had to reach.
+export function gate(svg, points) {
+  const box = svg.getBoundingClientRect(), width = Math.max(240, box.width), height = Math.max(110, box.height);
+  const left = 36, right = 8, top = 8, floor = height - 20;
+  svg.replaceChildren();
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  const slot = (width - left - right) / points.length, py = (v) => floor - v * (floor - top);
+  for (const share of [0, 0.5, 1]) {
+    node(svg, "line", { class: "grid", x1: left, x2: width - right, y1: py(share), y2: py(share) });
+    node(svg, "text", { x: left - 6, y: py(share) + 4, "text-anchor": "end" }, `${100 * share}%`);
+  }
+  points.forEach((p, i) => {
+    const x = left + (i + 0.5) * slot, wide = Math.min(14, 0.6 * slot), colour = EVENTS[p.event] ?? "var(--soft)";
+    const bar = node(svg, "rect", {
+      x: x - wide / 2, width: wide, y: py(p.high ?? p.rate), height: Math.max(1, py(p.low ?? p.rate) - py(p.high ?? p.rate)), rx: 2, fill: colour, "fill-opacity": 0.3,
+    });
+    node(bar, "title", {}, `v${p.version} ${p.event.replace("_", " ")}: ${Math.round(100 * p.rate)} % of ${p.n}`);
+    node(svg, "circle", { cx: x, cy: py(p.rate), r: 3, fill: colour });
+    if (p.reference !== null) node(svg, "line", { class: "reach", x1: x - slot / 2, x2: x + slot / 2, y1: py(p.reference), y2: py(p.reference) });
+  });
+  node(svg, "text", { x: left, y: height - 4 }, `v${points[0].version}`);
+  node(svg, "text", { x: width - right, y: height - 4, "text-anchor": "end" }, `v${points.at(-1).version}`);
+}

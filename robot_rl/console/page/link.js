@@ -46,6 +46,10 @@ export class Link {
     this.socket.send(JSON.stringify({ type: "drive", seq: ++this.seq, echo: this.tick, held, axes, gripper }));
   }
 
+  feel(value) {
+    if (this.open && this.socket.bufferedAmount < 2000) this.socket.send(JSON.stringify({ type: "feel", value }));
+  }
+
   ask(name, values = {}) {
     if (!this.open) return Promise.resolve({ ok: false, text: "not connected" });
     const random = crypto.getRandomValues(new Uint8Array(12));

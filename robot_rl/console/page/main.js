@@ -1,10 +1,11 @@
 // The page: log in, connect, show the state, pass on what is pressed.
 
 import { Cameras } from "./cameras.js";
-import { curve, traces } from "./chart.js";
+import { curve, gate, traces } from "./chart.js";
 import { Drive } from "./drive.js";
 import { Compare, Queue, get } from "./episodes.js";
 import { Link } from "./link.js";
+import { Strip } from "./strip.js";
 
 const $ = (id) => document.getElementById(id);
 const put = (id, text) => { const e = $(id); if (e.textContent !== String(text)) e.textContent = text; };
@@ -50,6 +51,9 @@ function run() {
   const cameras = new Cameras($("cameras"), stats);
   const ask = async (name, values) => { const answer = await link.ask(name, values); toast(answer); return answer; };
   const drive = new Drive(link, () => show());
+  const strip = new Strip($("strip"), link);
+  let restLater = 0;
+  $("rest-later").onclick = () => { restLater = performance.now() + 600000; show(); };
   const queue = new Queue(link, toast);
   const compare = new Compare(link, toast);
 
@@ -136,10 +140,22 @@ function run() {
     put("curve-text", last ? `${percent(last.rate)} of the last ${last.n}, 95 % interval ${percent(last.low)} to ${percent(last.high)}` : "");
   }
 
+  async function drawGate() {
+    const found = await get("/api/gate").catch(() => null);
+    $("gate-panel").hidden = !found?.points.length;
+    if (!found?.points.length) return;
+    const last = found.points.at(-1);
+    gate($("gate-curve"), found.points);
+    put("gate-text", `v${last.version} ${last.event.replace("_", " ")}, ${percent(last.rate)} of ${last.n}${last.reference === null ? "" : ` against ${percent(last.reference)}`}`);
+  }
+
   function show() {
     if (!state) return;
     const mine = state.seat !== null && state.seat.connection === link.connection && link.connection > 0;
     drive.mine = mine;
+    strip.allow(mine && ["running", "paused"].includes(state.episode.state));
+    $("rest").hidden = !mine || !state.rest || performance.now() < restLater;
+    if (state.rest) put("rest-text", `${state.rest} minutes at the controls: time for a break, or for somebody else.`);
     if (!mine && drive.latched) drive.letGo();
     put("robot", state.robot || "robot_rl");
     put("run", [state.run, state.phase].filter(Boolean).join(" · "));
@@ -249,7 +265,7 @@ function run() {
 
   link.on("state", (next) => {
     const judged = state && (state.episode.id !== next.episode.id || state.episode.state !== next.episode.state || state.episode.outcome !== next.episode.outcome);
-    if (!state || judged || state.blind !== next.blind) { drawCurve(); queue.count(); }
+    if (!state || judged || state.blind !== next.blind) { drawCurve(); drawGate(); queue.count(); }
     state = next;
     show();
   });
@@ -261,8 +277,8 @@ function run() {
     if (state?.control === "human") show();
     if (link.open && $("banner").textContent.startsWith("The connection")) show();
   }, 250);
-  setInterval(() => { if (!document.hidden) { drawCurve(); queue.count(); } }, 15000);
-  addEventListener("resize", drawCurve);
+  setInterval(() => { if (!document.hidden) { drawCurve(); drawGate(); queue.count(); } }, 15000);
+  addEventListener("resize", () => { drawCurve(); drawGate(); });
   window.page = { link, drive, get state() { return state; } };
   link.on("hello", (page) => cameras.of(page));
   link.connect();

@@ -242,6 +242,8 @@ register_format(
     "robot_rl.replay.importers.adroit",
     "Adroit door demonstrations (demos.npz with observations, actions, episode_ends, init_*)",
 )
+register_format("rlds", "robot_rl.replay.importers.rlds", "RLDS dataset (features.json and *.tfrecord-*)")
+register_format("minari", "robot_rl.replay.importers.minari", "Minari dataset (data/main_data.hdf5 and data/metadata.json)")
 register_format(
     "mcap",
     "robot_rl.replay.importers.mcap",

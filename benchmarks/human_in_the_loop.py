@@ -1,0 +1,172 @@
+"""What is learned from people: HIL-SERL, RLIF, HG-DAgger and RECAP with a simulated operator, on two shipped tasks. One JSON table.
+
+    python benchmarks/human_in_the_loop.py --runs runs/people --seeds 0 1 2 [--tasks Lift] [--recipes hil_serl] [--slice 240]
+
+The set-ups stand in ``benchmarks/human_in_the_loop.yaml``. Runs resume as those of ``recipes.py`` do: finished ones are only read, ``--slice`` stops
+cleanly after so many seconds. What is judged:
+
+* ``hil_serl``: its policy succeeds on at least 95 % of the final starts, and the share of steps that the person drove falls under 2 %;
+* ``rlif``: its policy succeeds more often than the person whom it was learned from, alone on the same starts;
+* ``hg_dagger``, ``recap``: the policy is better than the base, on the same starts, with an interval that excludes zero.
+
+Intervals are of paired differences, by hierarchical bootstrap over training seeds and starts; a row ``holds`` with three seeds only. The
+person drives in at most 30 % of the steps at the start: of the first 1,000 steps that were played with a person beside the robot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from recipes import Bench, Settings, finished
+
+from robot_rl import seeding
+from robot_rl.config import decode, load
+from robot_rl.evaluation.statistics import hierarchical_bootstrap
+from robot_rl.replay import EpisodeStore
+from robot_rl.sim.env import make_env, make_expert
+from robot_rl.sim.operator_config import OperatorConfig
+from robot_rl.training.config import PostTrainConfig
+
+SETTINGS = Path(__file__).with_suffix(".yaml")
+WINDOW = 1000
+"""Steps that a rate is taken over."""
+MOST_AT_START, LEAST_AT_END, SUCCESS, SEEDS = 0.30, 0.02, 0.95, 3
+
+
+def read_settings(path: Path = SETTINGS) -> dict[str, Settings]:
+    """One for each task."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tasks = content.pop("tasks")
+    return {name: Settings.of({**content, **(task or {})}, path) for name, task in tasks.items()}
+
+
+def rates(store: Path) -> dict[str, Any]:
+    """How much the person drove in a run: at the start, at the end, and for every thousand steps in between."""
+    lengths, human = [], []
+    with EpisodeStore.open(store) as episodes:
+        for name in episodes.episode_ids():
+            meta = episodes.meta(name)
+            if "human_steps" in meta.extra:  # somebody was there: not in the gate's episodes
+                lengths.append(int(episodes.attributes(name)["length"]))
+                human.append(int(meta.extra["human_steps"]))
+    played = np.cumsum(lengths)
+    curve = []
+    for first in range(0, int(played[-1]) if len(played) else 0, WINDOW):
+        chosen = (played > first) & (played <= first + WINDOW)
+        if chosen.any():
+            curve.append(round(float(np.sum(np.array(human)[chosen]) / np.sum(np.array(lengths)[chosen])), 4))
+    last = played > played[-1] - WINDOW if len(played) else np.zeros(0, bool)
+    end = float(np.sum(np.array(human)[last]) / max(1, np.sum(np.array(lengths)[last])))
+    return {
+        "start": curve[0] if curve else None,
+        "end": round(end, 4) if curve else None,
+        "lowest": min(curve, default=None),
+        "curve": curve,
+    }
+
+
+def alone(config: PostTrainConfig, operator: OperatorConfig, seeds: list[int]) -> list[bool]:
+    """Whether the person succeeds from each of these starts without any policy."""
+    env = make_env(config.env.id)
+    low, high = np.array(env.spec.action.low), np.array(env.spec.action.high)
+    out = []
+    for seed in seeds:
+        expert = make_expert(env, skill=operator.skill, noise=operator.noise)
+        observation, info = env.reset(seed=seed)
+        expert.reset(env, seeding.rng("operator", "alone", seed))
+        over = False
+        while not over:
+            command = np.clip(expert.act(observation), low, high).astype(np.float32)
+            observation, _, terminated, truncated, info = env.step(command)
+            over = terminated or truncated
+        out.append(bool(info["success"]))
+    env.close()
+    return out
+
+
+def judge(recipe: str, row: dict[str, Any]) -> bool:
+    """Whether the bar of this recipe is met by these runs, however few."""
+    few_at_start = all(r["start"] is not None and r["start"] <= MOST_AT_START for r in row["person"])
+    if recipe == "hil_serl":
+        return few_at_start and min(row["best"]) >= SUCCESS and all(r["end"] < LEAST_AT_END for r in row["person"])
+    interval = row["against_operator"]["interval"] if recipe == "rlif" else row["interval"]
+    return few_at_start and interval[0] > 0.0
+
+
+class People:
+    """The runs of one task."""
+
+    def __init__(self, task: str, runs: Path, settings: Settings, deadline: float) -> None:
+        self.task, self.bench = task, Bench(runs / task, settings, deadline)
+
+    def row(self, recipe: str, seeds: list[int]) -> dict[str, Any]:
+        row = {"task": self.task} | self.bench.row(recipe, seeds)
+        if not row["seeds"]:
+            return row
+        row["person"] = [rates(self.bench.folder(recipe, s) / "store") for s in row["seeds"]]
+        row["operator"] = self.bench.settings.recipes[recipe].set["operator"]
+        if recipe == "rlif":
+            row["against_operator"] = self.against_operator(recipe, row["seeds"])
+        row["bar_met"] = judge(recipe, row)
+        row["holds"] = row["bar_met"] and len(row["seeds"]) >= SEEDS
+        return row
+
+    def against_operator(self, recipe: str, seeds: list[int]) -> dict[str, Any]:
+        """Policy minus person, on the same starts."""
+        config = load(PostTrainConfig, self.bench.config(recipe, seeds[0]))
+        operator = decode(OperatorConfig, self.bench.settings.recipes[recipe].set["operator"])
+        played = [finished(self.bench.folder(recipe, s))["played"]["policy"] for s in seeds]
+        path = self.bench.shared / f"operator_{operator.skill:g}_{operator.noise:g}.json"
+        starts = sorted({s for p in played for s in p})
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if missing := [s for s in starts if str(s) not in known]:
+            known |= dict(zip(map(str, missing), alone(config, operator, missing), strict=True))
+            path.write_text(json.dumps(known))
+        differences = [[float(p[s]) - float(known[str(s)]) for s in sorted(p)] for p in played]
+        interval = hierarchical_bootstrap(differences)
+        return {
+            "operator_success": sum(bool(known[str(s)]) for s in starts) / len(starts), "starts": len(starts),
+            "difference": sum(sum(d) / len(d) for d in differences) / len(differences), "interval": [interval.low, interval.high],
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--tasks", nargs="+", default=[], help="of the settings; all by default")
+    parser.add_argument("--recipes", nargs="+", default=[], help="of the settings; all by default, in their order")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--slice", type=float, default=float("inf"), help="seconds after which to stop cleanly")
+    parser.add_argument("--retry", action="store_true", help="start failed runs anew")
+    parser.add_argument("--read", action="store_true", help="run nothing, only read what there is")
+    parser.add_argument("--out", type=Path, help="also write the table there")
+    given = parser.parse_args()
+    settings, deadline = read_settings(), time.monotonic() + given.slice
+    tasks = given.tasks or list(settings)
+    recipes = given.recipes or list(settings[next(iter(settings))].recipes)
+    for name, chosen, known in (("tasks", tasks, list(settings)), ("recipes", recipes, list(settings["Lift"].recipes))):
+        if unknown := [c for c in chosen if c not in known]:
+            parser.error(f"--{name} {' '.join(unknown)}: accepted are {', '.join(known)}")
+    people = [People(t, given.runs, settings[t], deadline) for t in tasks]
+    complete = True
+    if not given.read:
+        for p in people:
+            if given.retry:
+                p.bench.forget_failures(recipes, given.seeds)
+            p.bench.prepare({p.bench.settings.recipes[r].data for r in recipes})
+        complete = all(p.bench.play(recipe, seed) for recipe in recipes for seed in given.seeds for p in people)
+    rows = [p.row(recipe, given.seeds) for recipe in recipes for p in people]
+    text = json.dumps({"benchmark": "human_in_the_loop", "complete": complete, "rows": rows}, indent=1)
+    print(text)
+    if given.out is not None:
+        given.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
