@@ -237,6 +237,8 @@ class Drill:
         arm = [s for s in self.watch.arm[-1000:] if s.sent_ns > since_ns - 200_000_000]
         steps = [(b.sent_ns, float(np.linalg.norm(b.value[:3] - a.value[:3]))) for a, b in itertools.pairwise(arm)]
         said += [(at, f"step {1e3 * far:.1f} mm") for at, far in steps[:60]]
+        spoken = [(d.sent_ns, f"devices {[(s.engaged, s.takeover, s.age_ms) for s in d.value]}") for d in self.devices]
+        said += [b for a, b in itertools.pairwise(spoken) if a[1].split(", ")[:2] != b[1].split(", ")[:2]]
         said += [(b.sent_ns, b.value) for a, b in itertools.pairwise(self.watch.heartbeats[-RECENT:]) if a.value != b.value]
         return [f"{(at - since_ns) / 1e6:.0f} {what.strip()}" for at, what in sorted(said) if at > since_ns - 1_000_000_000]
 
