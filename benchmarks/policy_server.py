@@ -66,7 +66,7 @@ def robot(address: str, hz: float, seconds: float, number: int) -> None:
 class Fleet:
     """``robot-rl serve`` and its robots, which wait to be told when a round begins."""
 
-    def __init__(self, policy: Path, robots: int, hz: float, seconds: float, *more: str) -> None:
+    def __init__(self, policy: Path, robots: int, hz: float, seconds: float) -> None:
         command = [
             sys.executable,
             "-m",
@@ -134,7 +134,6 @@ def main() -> None:
     parser.add_argument("--hz", type=float, default=20.0)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--keep-awake", action="store_true", help="of the server: no processor sleeps")
     parser.add_argument("--robot", default="", help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -169,7 +168,6 @@ def main() -> None:
                 "robots": given.robots,
                 "hz": given.hz,
                 "rounds": given.rounds,
-                "keep_awake": given.keep_awake,
                 **medians,
                 "added_p99_ms_each": [round(float(r["added_p99_ms"]), 2) for r in rounds],
             }

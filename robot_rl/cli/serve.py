@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from robot_rl.cli.data import json_option
 from robot_rl.cli.output import OK, UsageError, emit
-
-SWITCH_S = 2e-4
 
 
 def serve(argv: Sequence[str]) -> int:
@@ -33,10 +30,6 @@ def serve(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--cache-rows", type=int, default=1024, help="encoded observations that are kept")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves its own choice")
-    parser.add_argument(
-        "--keep-awake", action="store_true",
-        help="no processor sleeps while it serves (needs /dev/cpu_dma_latency; costs power): answers come sooner, most of all in a VM",
-    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="JSON lines on standard output")
     given = parser.parse_args(argv)
     if not 0 <= given.port < 65536:
@@ -53,16 +46,10 @@ def _serve(given: argparse.Namespace) -> int:
     from robot_rl.policies.loading import load_policy
     from robot_rl.policies.remote.server import PolicyServer
     from robot_rl.policies.remote.words import read_token
-    from robot_rl.runtime.priority import KeepAwake
     from robot_rl.training.build import pick_device
 
     if given.threads:
         torch.set_num_threads(given.threads)
-    # A thread that has an answer to send must not wait the usual 5 ms until the one that computes lets it run.
-    sys.setswitchinterval(SWITCH_S)
-    awake = KeepAwake()
-    if given.keep_awake and not awake.set(True):
-        raise UsageError("--keep-awake: /dev/cpu_dma_latency is not there or may not be written; accepted is to leave it out")
     device, token = pick_device(given.device), read_token(given.token_file or None)
     path = Path(given.policy)
     source = path / "base" if (path / "config.yaml").exists() else path

@@ -99,39 +99,6 @@ def test_robots_that_ask_while_the_policy_is_busy_are_answered_together(base):
         batcher.ask("encode", seen[0])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_every_robot_gets_its_own_answer_whichever_thread_computes_it(base, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        batcher = Batcher(base)
-        seen = [{n: v.numpy() for n, v in observations(base, 1, seed=i).items()} for i in range(8)]
-        alone = [base.encode({n: torch.from_numpy(v) for n, v in s.items()}).numpy() for s in seen]
-        wrong: list[int] = []
-
-        def robot(i: int) -> None:
-            for _ in range(25):
-                found = batcher.answer("encode", {n: v.copy() for n, v in seen[i].items()}, 10.0)["conditioning"]
-                if not np.allclose(found, alone[i], atol=1e-5):
-                    wrong.append(i)
-
-        robots = [threading.Thread(target=robot, args=(i,)) for i in range(8)]
-        for thread in robots:
-            thread.start()
-        for thread in robots:
-            thread.join(30)
-        assert not wrong
-        assert batcher.counts.questions == 200
-        with pytest.raises(ValueError, match="accepted are encode"):
-            batcher.answer("dance", seen[0], 1.0)  # type: ignore[arg-type]
-        assert batcher.answer("encode", seen[0], 1.0)["conditioning"].shape == alone[0].shape  # the turn was given back
-        batcher.close()
-        with pytest.raises(RuntimeError, match="stopping"):
-            batcher.answer("encode", seen[0], 1.0)
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_what_does_not_fit_is_refused_and_the_line_stays_up(base, server):
     remote = load_policy(at(server))
     seen = observations(base, 2)

@@ -58,7 +58,6 @@ class Batcher:
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._waiting: deque[Question] = deque()
         self._wake, self._stopped = threading.Condition(), False
-        self._turn = threading.Lock()  # of the thread that asks the policy
         self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
         self._thread.start()
 
@@ -71,26 +70,6 @@ class Batcher:
             self._waiting.append(question)
             self._wake.notify()
         return question.answer
-
-    def answer(self, operation: Operation, arrays: Arrays, timeout_s: float) -> Arrays:
-        """As :meth:`ask`, and wait. While nobody else asks, the caller's own thread does: no other has to be woken twice.
-
-        With several threads of torch's own it is always the policy's thread, because each caller would get a pool of them.
-
-        Raises:
-            TimeoutError: no answer in time. ValueError: arrays that do not fit. Whatever the policy raised.
-        """
-        if torch.get_num_threads() > 1 or not self._turn.acquire(blocking=False):
-            return self.ask(operation, arrays).result(timeout_s)
-        try:
-            with self._wake:
-                if self._stopped:
-                    raise RuntimeError("the server is stopping")
-            question = Question(operation, arrays, self._check(operation, arrays))
-            self._settle([question])
-        finally:
-            self._turn.release()
-        return question.answer.result(timeout_s)
 
     def close(self) -> None:
         with self._wake:
@@ -133,23 +112,18 @@ class Batcher:
                     self._wake.wait()
                 if self._stopped:
                     return
-            with self._turn:  # what comes in until it is this thread's goes with the rest
-                with self._wake:
-                    batch = self._take()
-                self._settle(batch)
-
-    def _settle(self, batch: list[Question]) -> None:
-        self.counts.questions += len(batch)
-        self.counts.batches += 1
-        self.counts.largest = max(self.counts.largest, sum(q.rows for q in batch))
-        try:
-            answers = self._answer(batch)
-        except Exception as error:
-            for question in batch:
-                question.answer.set_exception(error)
-        else:
-            for question, answer in zip(batch, answers, strict=True):
-                question.answer.set_result(answer)
+                batch = self._take()
+            self.counts.questions += len(batch)
+            self.counts.batches += 1
+            self.counts.largest = max(self.counts.largest, sum(q.rows for q in batch))
+            try:
+                answers = self._answer(batch)
+            except Exception as error:
+                for question in batch:
+                    question.answer.set_exception(error)
+            else:
+                for question, answer in zip(batch, answers, strict=True):
+                    question.answer.set_result(answer)
 
     def _take(self) -> list[Question]:
         """The oldest question, and those of its kind that waited with it, oldest first."""

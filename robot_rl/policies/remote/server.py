@@ -145,7 +145,7 @@ class PolicyServer:
         if head.get("op") == "status":
             return pack({"counts": vars(self.batcher.counts)})
         try:
-            return pack({}, self.batcher.answer(head.get("op"), arrays, ANSWER_S))  # type: ignore[arg-type]
+            return pack({}, self.batcher.ask(head.get("op"), arrays).result(ANSWER_S))  # type: ignore[arg-type]
         except ValueError as error:
             return pack({"error": str(error)})
         except FutureTimeout:
