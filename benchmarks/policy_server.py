@@ -145,9 +145,7 @@ def main() -> None:
     rounds = []
     folder = tempfile.TemporaryDirectory()
     save_policy(policy, Path(folder.name) / "policy")
-    fleet = Fleet(
-        Path(folder.name) / "policy", given.robots, given.hz, given.seconds, *(["--keep-awake"] if given.keep_awake else [])
-    )
+    fleet = Fleet(Path(folder.name) / "policy", given.robots, given.hz, given.seconds)
     for _ in range(given.rounds):
         own = statistics.median(local(policy, 500))
         found = fleet.round()
