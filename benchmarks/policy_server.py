@@ -15,18 +15,21 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from robot_rl.policies.checkpoint import build_policy
+from robot_rl.policies.checkpoint import build_policy, save_policy
 from robot_rl.policies.compact import CompactPolicy
 from robot_rl.policies.config import CompactPolicyConfig
 from robot_rl.policies.loading import load_policy
 from robot_rl.policies.normalizer import Normalizer
-from robot_rl.policies.remote.server import PolicyServer
+from robot_rl.policies.remote.client import RemotePolicy
+from robot_rl.policies.remote.connecting import parse
 from robot_rl.types import ActionSpec, FeatureSpec
 
 STATE = "observation.state"
@@ -61,11 +64,24 @@ def robot(address: str, hz: float, seconds: float, number: int) -> None:
 
 
 class Fleet:
-    """A server and its robots, which wait to be told when a round begins."""
+    """``robot-rl serve`` and its robots, which wait to be told when a round begins."""
 
-    def __init__(self, policy: CompactPolicy, robots: int, hz: float, seconds: float) -> None:
-        self.server = PolicyServer(policy, port=0)
-        address = f"remote:{self.server.address[0]}:{self.server.address[1]}"
+    def __init__(self, policy: Path, robots: int, hz: float, seconds: float) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "robot_rl.cli",
+            "serve",
+            str(policy),
+            "--port=0",
+            "--device=cpu",
+            "--threads=1",
+            "--json",
+        ]
+        self.server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.server.stdout is not None
+        address = json.loads(self.server.stdout.readline())["serving"]
+        self.watch = RemotePolicy(*parse(address)[1:])
         command = [sys.executable, __file__, "--robot", address, "--hz", str(hz), "--seconds", str(seconds)]
         self.children = [
             subprocess.Popen([*command, "--number", str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -81,13 +97,13 @@ class Fleet:
         return answers
 
     def round(self) -> dict[str, Any]:
-        before = dict(vars(self.server.batcher.counts))
+        before = self.watch.status()
         for child in self.children:
             assert child.stdin is not None
             child.stdin.write("go\n")
             child.stdin.flush()
         latencies = [x for answer in self._answers() for x in json.loads(answer)]
-        counts = vars(self.server.batcher.counts)
+        counts = self.watch.status()
         asked, calls = (counts[n] - before[n] for n in ("questions", "batches"))
         return {"ms": latencies, "asked": asked, "calls": calls, "largest_batch": counts["largest"]}
 
@@ -96,7 +112,9 @@ class Fleet:
             assert child.stdin is not None
             child.stdin.close()
             child.wait(20)
-        self.server.close()
+        self.watch.close()
+        self.server.terminate()
+        self.server.wait(20)
 
 
 def local(policy: CompactPolicy, count: int) -> list[float]:
@@ -125,7 +143,9 @@ def main() -> None:
     policy = make_policy()
     local(policy, 50)
     rounds = []
-    fleet = Fleet(policy, given.robots, given.hz, given.seconds)
+    folder = tempfile.TemporaryDirectory()
+    save_policy(policy, Path(folder.name) / "policy")
+    fleet = Fleet(Path(folder.name) / "policy", given.robots, given.hz, given.seconds)
     for _ in range(given.rounds):
         own = statistics.median(local(policy, 500))
         found = fleet.round()
@@ -138,6 +158,7 @@ def main() -> None:
             }
         )  # fmt: skip
     fleet.close()
+    folder.cleanup()
     medians = {k: round(float(statistics.median(r[k] for r in rounds)), 3) for k in rounds[0]}
     print(
         json.dumps(
