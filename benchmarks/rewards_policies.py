@@ -340,7 +340,9 @@ def main() -> None:
         bench.prepare(set())
         bench.lab.record()
         complete = all(bench.play(name, seed) for seed in arguments.seeds for name in names)
-    table = {"benchmark": "rewards_policies", "bar": BAR, "complete": complete, "rows": bench.rows(names, arguments.seeds)}
+    rows = bench.rows(names, arguments.seeds)
+    complete = complete and all(len(row["seeds"]) + len(row.get("failed", {})) == len(arguments.seeds) for row in rows)
+    table = {"benchmark": "rewards_policies", "bar": BAR, "complete": complete, "rows": rows}
     text = json.dumps(table, indent=2)
     print(text)
     if arguments.out is not None:

@@ -41,7 +41,7 @@ def rewarded(episode: Episode, composed: Composed) -> Episode:
     """The episode with composed rewards, up to where its MDP ends."""
     end = composed.length
     last = np.arange(end) == end - 1
-    arrays = {name: np.array(getattr(episode, name)[:end]) for name in Episode.STEP_ARRAYS}
+    arrays: dict[str, Any] = {name: np.array(getattr(episode, name)[:end]) for name in Episode.STEP_ARRAYS}
     arrays["reward"] = np.array(composed.reward[:end], np.float32)
     arrays["terminated"] = last & composed.terminated
     arrays["truncated"] = last & (not composed.terminated)
