@@ -48,6 +48,7 @@ class Managed:
     since: float = 0.0
     bringups: deque[float] = field(default_factory=deque)
     ups: int = 0
+    was_active: bool = False
     failed: str = ""
 
 
@@ -130,6 +131,7 @@ class MonitorNode(PlainNode):
             elif m.state == "inactive":
                 self._change(m, Transition.TRANSITION_ACTIVATE, "activate", now)
             return False
+        m.was_active = False
         if m.state == "active":
             self._change(m, Transition.TRANSITION_DEACTIVATE, "deactivate", now)
             return False
@@ -183,6 +185,7 @@ class MonitorNode(PlainNode):
                     State.PRIMARY_STATE_UNCONFIGURED: "unconfigured", State.PRIMARY_STATE_INACTIVE: "inactive",
                     State.PRIMARY_STATE_ACTIVE: "active", State.PRIMARY_STATE_FINALIZED: "finalized",
                 }.get(answer.current_state.id, answer.current_state.label)  # fmt: skip
+                self._notice_others(m)
             m.since = now
             return
         m.state, m.since = "unknown", now
@@ -192,6 +195,13 @@ class MonitorNode(PlainNode):
         elif what == "configure":
             m.failed = f"{m.name} refused to configure; its log and diagnostics say why"
             self.report_problem(m.name, m.failed)
+
+    def _notice_others(self, m: Managed) -> None:
+        """Who deactivates a node by hand wants it to stay so; one that has died comes back unconfigured and is brought up again."""
+        if self._up and m.was_active and m.state == "inactive":
+            m.failed = f"{m.name} was deactivated by somebody else: activate it, or call monitor_node/bringup"
+            self.report_problem(m.name, m.failed)
+        m.was_active = m.state == "active"
 
     # ---- what comes in
 

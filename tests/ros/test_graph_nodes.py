@@ -174,6 +174,22 @@ def test_learner_side_nodes_on_a_real_graph(tmp_path):
         answer = probe.call(SetBool, f"/{SPACE}/intervention_node/engage", SetBool.Request(data=True))
         assert "no toggle device" in answer.message
 
+        # ---- a node that somebody deactivates stays so until somebody wants it up again
+        turn = lambda which: probe.call(  # noqa: E731
+            ChangeState, f"/{SPACE}/reward_node/change_state", ChangeState.Request(transition=Transition(id=which))
+        )
+        assert turn(Transition.TRANSITION_DEACTIVATE).success
+        told = lambda word: any(word in s.line for s in probe.records(session, SessionStatus)[-1:])  # noqa: E731
+        probe.until(lambda: told("reward_node was deactivated by somebody else"), "the monitor has noticed", also=look)
+        probe.spin(2.0)
+        state = probe.call(GetState, f"/{SPACE}/reward_node/get_state", GetState.Request())
+        assert state.current_state.label == "inactive"
+        assert probe.call(Trigger, f"/{SPACE}/monitor_node/bringup", Trigger.Request()).success
+        probe.until(
+            lambda: any(s.phase == "ready" and s.nodes["reward_node"] == "active" for s in probe.records(session, SessionStatus)[-1:]),
+            "bringup has it up again", also=look,
+        )  # fmt: skip
+
 
 def test_wrong_parameters_end_a_plain_node_with_code_78(tmp_path):
     import subprocess
