@@ -77,7 +77,7 @@ def main() -> None:
         "--episodes", type=int, nargs="+", default=None, help="numbers of the recording; all that are there without"
     )
     given = parser.parse_args()
-    source = find_recording("g1_bottle_lerobot_v21")
+    source = find_recording(Path("g1_bottle_lerobot_v21"))
     options: dict[str, Any] = {"episodes": given.episodes, "image_size": given.image_size}
     options = {k: v for k, v in options.items() if v is not None}
     told = open_dataset(source, **options).describe()

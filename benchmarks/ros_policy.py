@@ -34,7 +34,7 @@ def robot(folder: Path, cameras: list[str]) -> str:
     """The simulated arm, with cameras whose pictures are cut to what the policy reads."""
     if not cameras:
         return "sim_arm"
-    lines = ["extends: sim_arm.yaml", "name: sim_arm_small_cameras", "observations:"]
+    lines = ["extends: robots/sim_arm.yaml", "name: sim_arm_small_cameras", "observations:"]
     for camera in cameras:
         name, _, size = camera.partition("=")
         height, width = size.split("x")

@@ -54,7 +54,7 @@ def run_folder(folder: Path) -> Path:
     write_reference(load_policy(checkpoint), folder / "base", checkpoint, options)
     (folder / "config.yaml").write_text("head: {kind: latent_noise, latent_noise: {hidden: [16, 16]}}\n")
     (folder / "robot.yaml").write_text(
-        "extends: sim_arm.yaml\nname: sim_arm_front\nobservations:\n"
+        "extends: robots/sim_arm.yaml\nname: sim_arm_front\nobservations:\n"
         f"  {CAMERA}:\n    {{topic: front/image_raw, type: sensor_msgs/msg/Image, size: [480, 640], resize: [32, 32],\n"
         "     camera_info: front/camera_info, hz: 30, max_age_s: 2.0}\n"
         "sync: {anchor: state, tolerance_s: 0.0167, state: newest, frozen_check: false}\n"
