@@ -35,7 +35,8 @@ Both ways start the same processes from one description (`robot_rl/ros/graph.py`
 sourced `/opt/ros`.
 
 `monitor_node` brings lifecycle nodes up in order and again after a crash, at most `max_restarts` times a minute; with
-`autostart:=false` every step is yours (`ros2 lifecycle set`). No transition of any node arms the guard:
+`autostart:=false` every step is yours (`ros2 lifecycle set`). A node that somebody deactivates by hand stays inactive until somebody
+activates it or calls `monitor_node/bringup`. No transition of any node arms the guard:
 `ros2 service call /guard_node/arm std_srvs/srv/SetBool "{data: true}"`. In simulation `rearm:=auto` does it.
 
 ## Two machines
