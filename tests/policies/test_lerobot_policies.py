@@ -70,7 +70,9 @@ def test_same_noise_same_bits_and_no_hidden_state(saved):
     assert torch.equal(state, torch.get_rng_state())
     order = torch.randperm(6)
     moved = base.sample(base.encode({k: v[order] for k, v in seen.items()}), noise[order])
-    torch.testing.assert_close(moved, first[order], atol=1e-5, rtol=0)  # on some processors a row's last bits depend on its place
+    torch.testing.assert_close(
+        moved, first[order], atol=1e-5, rtol=0
+    )  # on some processors a row's last bits depend on its place
     alone = base.sample(base.encode({k: v[:1] for k, v in seen.items()}), noise[:1])
     torch.testing.assert_close(alone, first[:1], atol=1e-5, rtol=0)
     assert not torch.equal(base.sample(base.encode(seen), noise + 0.5), first)
