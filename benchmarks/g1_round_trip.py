@@ -90,10 +90,10 @@ def main() -> None:
             imported = time.perf_counter()
             export_from(opened, out, "lerobot_v3")
             exported = time.perf_counter()
-            episodes, frames = len(opened), sum(opened.meta(i).length for i in opened.episode_ids())
+            episodes = len(opened)
         print(f"{episodes} episodes imported and exported", file=sys.stderr)
         result = {
-            "episodes": episodes, "frames": frames, "image_size": given.image_size or list(told.observation_features[CAMERA].shape[:2]),
+            "episodes": episodes, "image_size": given.image_size or list(told.observation_features[CAMERA].shape[:2]),
             "import_seconds": round(imported - began, 1), "export_seconds": round(exported - imported, 1), **compare(store, out),
         }  # fmt: skip
     print(json.dumps(result))
