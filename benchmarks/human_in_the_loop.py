@@ -15,7 +15,6 @@ person drives in at most 30 % of the steps at the start: of the first 1,000 step
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from recipes import Bench, Settings, finished
+from recipes import Bench, Settings, outcomes, run_arguments
 
 from robot_rl import seeding
 from robot_rl.config import decode, load
@@ -121,7 +120,7 @@ class People:
         """Policy minus person, on the same starts."""
         config = load(PostTrainConfig, self.bench.config(recipe, seeds[0]))
         operator = decode(OperatorConfig, self.bench.settings.recipes[recipe].set["operator"])
-        played = [finished(self.bench.folder(recipe, s))["played"]["policy"] for s in seeds]
+        played = [outcomes(self.bench.folder(recipe, s))["policy"] for s in seeds]
         path = self.bench.shared / f"operator_{operator.skill:g}_{operator.noise:g}.json"
         starts = sorted({s for p in played for s in p})
         known = json.loads(path.read_text()) if path.exists() else {}
@@ -137,15 +136,9 @@ class People:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser = run_arguments(__doc__, [0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=[], help="of the settings; all by default")
     parser.add_argument("--recipes", nargs="+", default=[], help="of the settings; all by default, in their order")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--slice", type=float, default=float("inf"), help="seconds after which to stop cleanly")
-    parser.add_argument("--retry", action="store_true", help="start failed runs anew")
-    parser.add_argument("--read", action="store_true", help="run nothing, only read what there is")
-    parser.add_argument("--out", type=Path, help="also write the table there")
     given = parser.parse_args()
     settings, deadline = read_settings(), time.monotonic() + given.slice
     tasks = given.tasks or list(settings)

@@ -274,10 +274,10 @@ class Bench:
 
     # ---- the table
 
-    def row(self, recipe: str, seeds: list[int], known: Known) -> dict[str, Any]:
+    def row(self, recipe: str, seeds: list[int], known: Known | None = None) -> dict[str, Any]:
         """One recipe over the seeds that have finished, here or, of all seeds, elsewhere."""
         folders = {seed: self.folder(recipe, seed) for seed in seeds}
-        done = {seed: run for (name, seed), run in known.items() if name == recipe}
+        done = {seed: run for (name, seed), run in (known or {}).items() if name == recipe}
         done |= {seed: finished(f) for seed, f in folders.items() if (f / "result.json").exists()}
         row: dict[str, Any] = {"recipe": recipe, "seeds": sorted(done)}
         failed = {
@@ -293,36 +293,49 @@ class Bench:
     def table(self, recipes: list[str], seeds: list[int], known: Known | None = None) -> dict[str, Any]:
         """Recipes that are ``known`` from elsewhere are rows, too."""
         names = [name for name in self.settings.recipes if name in recipes or any(name == k for k, _ in known or {})]
-        return {"benchmark": "recipes", "rows": [self.row(name, seeds, known or {}) for name in names]}
+        return {"benchmark": "recipes", "rows": [self.row(name, seeds, known) for name in names]}
 
 
 def read_known(path: Path) -> Known:
-    """The runs of a table that ``--out`` wrote; none where there is no such file."""
+    """The runs of a table that ``--out`` wrote; none where there is no such file.
+
+    Raises:
+        ValueError: a table whose rows do not hold their runs (they would be lost).
+    """
     if not path.exists():
         return {}
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return {(r["recipe"], s): run for r in rows for s, run in zip(r["seeds"], r.get("runs", []), strict=False)}
+    if bare := [r["recipe"] for r in rows if r["seeds"] and "runs" not in r]:
+        raise ValueError(
+            f"--out={path}: the rows {', '.join(bare)} do not hold their runs: accepted is another file, or this one moved away"
+        )
+    return {(r["recipe"], s): run for r in rows for s, run in zip(r["seeds"], r.get("runs", []), strict=True)}
 
 
-def finished(folder: Path) -> Run:
-    """What a finished run says. ``base`` and ``policy``: a digit for each final start in order, 1 where it was a success."""
-    result = json.loads((folder / "result.json").read_text())
+def outcomes(folder: Path) -> dict[str, dict[int, bool]]:
+    """``base`` and ``policy``: success on each final start, by the start's seed."""
     played: dict[str, dict[int, bool]] = {"base": {}, "policy": {}}
     for line in read_jsonl(folder / "episodes.jsonl"):
         played[line["who"]][int(line["seed"])] = bool(line["success"])
     if played["base"].keys() != played["policy"].keys():
         raise ValueError(f"{folder}: base and policy were played on different starts")
+    return played
+
+
+def finished(folder: Path) -> Run:
+    """What a finished run says. ``base`` and ``policy``: a digit for each final start in order, 1 where it was a success."""
+    result = json.loads((folder / "result.json").read_text())
     curve = read_jsonl(folder / "evaluations.jsonl")
     zero = [line["successes"] / line["n"] for line in curve if line["who"] == "zero_noise"]
     # Of heads alone: on the few starts of a small curve the base itself may look better than it is.
     heads = steps_to((line["env_steps"], line["successes"] / line["n"]) for line in curve if line["version"] > 0)
     copied = {key: result[key] for key in ("task", "env_steps", "updates", "lowest_acting_minus_base", "wall_seconds", "ended")}
-    outcomes = {who: "".join("01"[starts[s]] for s in sorted(starts)) for who, starts in played.items()}
-    return {**copied, **outcomes, "steps_to": heads, "zero_noise": zero[0] if zero else None}
+    digits = {who: "".join("01"[starts[s]] for s in sorted(starts)) for who, starts in outcomes(folder).items()}
+    return {**copied, **digits, "steps_to": heads, "zero_noise": zero[0] if zero else None}
 
 
-def rate(outcomes: str) -> float:
-    return outcomes.count("1") / len(outcomes)
+def rate(digits: str) -> float:
+    return digits.count("1") / len(digits)
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
@@ -379,17 +392,23 @@ def write_docs(table: dict[str, Any], path: Path) -> int:
     return changed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_arguments(doc: str | None, seeds: list[int], out: str = "also write the table there") -> argparse.ArgumentParser:
+    """The flags of every benchmark that is a table of runs."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument(
-        "--recipes", default="", help="names, separated by commas; all of the settings by default, in their order"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
     parser.add_argument("--slice", type=float, default=float("inf"), help="seconds after which to stop cleanly")
     parser.add_argument("--retry", action="store_true", help="start failed runs anew")
     parser.add_argument("--read", action="store_true", help="run nothing, only read what there is")
-    parser.add_argument("--out", type=Path, help="also write the table there, with the runs that it already knows")
+    parser.add_argument("--out", type=Path, help=out)
+    return parser
+
+
+def main() -> None:
+    parser = run_arguments(__doc__, [0, 1], "also write the table there, with the runs that it already knows")
+    parser.add_argument(
+        "--recipes", default="", help="names, separated by commas; all of the settings by default, in their order"
+    )
     parser.add_argument("--docs", type=Path, help="write the figures into the tables of this Markdown file")
     arguments = parser.parse_args()
     settings = Settings.read()
@@ -397,6 +416,7 @@ def main() -> None:
     unknown = [r for r in recipes if r not in settings.recipes]
     if unknown:
         parser.error(f"--recipes={','.join(unknown)}: accepted are {', '.join(settings.recipes)}")
+    known = read_known(arguments.out) if arguments.out is not None else {}
     bench = Bench(arguments.runs, settings, time.monotonic() + arguments.slice)
     complete = True
     if not arguments.read:
@@ -406,7 +426,6 @@ def main() -> None:
         bench.prepare({e.data for e in named} | {kind for e in named for kind in e.store.values()})
         # All recipes once before any of them twice.
         complete = all(bench.play(recipe, seed) for seed in arguments.seeds for recipe in recipes)
-    known = read_known(arguments.out) if arguments.out is not None else {}
     table = bench.table(recipes, arguments.seeds, known) | {"complete": complete}
     text = json.dumps(table, indent=2)
     print(text)

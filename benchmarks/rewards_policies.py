@@ -14,7 +14,6 @@ the fault-injecting fake server, whose judge compares with a picture of a succes
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from recipes import TASK_FILE, Bench, Entry, Settings, merged, nested
+from recipes import TASK_FILE, Bench, Entry, Settings, merged, nested, run_arguments
 
 from robot_rl import seeding
 from robot_rl.cli import main as verb
@@ -318,14 +317,8 @@ class RewardBench(Bench):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser = run_arguments(__doc__, [0, 1, 2])
     parser.add_argument("--sources", default="", help="names, separated by commas; all by default")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--slice", type=float, default=float("inf"), help="seconds after which to stop cleanly")
-    parser.add_argument("--retry", action="store_true", help="start failed runs anew")
-    parser.add_argument("--read", action="store_true", help="run nothing, only read what there is")
-    parser.add_argument("--out", type=Path, help="also write the table there")
     arguments = parser.parse_args()
     names = [n for n in arguments.sources.split(",") if n] or list(WAYS)
     unknown = [n for n in names if n not in WAYS]

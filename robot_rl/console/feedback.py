@@ -19,7 +19,7 @@ from robot_rl.types import RewardEvent, RewardKind
 
 SOURCE = "feedback"
 DELAY_STEPS = 2
-"""People answer to what they saw so many steps before; ``robot_rl.rewards.feedback.estimate_delay`` finds a person's own."""
+"""People answer to what they saw so many steps before; ``robot_rl.rewards.delay.estimate_delay`` finds a person's own."""
 MOST_EPISODES, MOST_READINGS = 20, 20_000
 PATIENCE_S = 60.0
 EARLY_NS, LATE_NS = 1_000_000_000, 5_000_000_000

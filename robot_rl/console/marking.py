@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 
 from robot_rl.console.access import Access
 from robot_rl.console.frames import to_jpeg
-from robot_rl.console.server import PAGE, Gate
+from robot_rl.console.server import PAGE, Gate, read_body
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.rewards.marks import Look, Tally, append_look, read_looks, tally
 
@@ -193,11 +193,9 @@ def make_app(reel: Reel, access: Access) -> Any:
         return Response(jpeg, media_type="image/jpeg")
 
     async def say(request: Request) -> Response:
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BODY:
-                return JSONResponse({"error": "too large"}, 413)
+        body = await read_body(request, MAX_BODY)
+        if body is None:
+            return JSONResponse({"error": "too large"}, 413)
         try:
             return JSONResponse(await asyncio.to_thread(reel.hear, json.loads(body)))
         except (ValueError, RecursionError) as error:

@@ -53,6 +53,16 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; f
 GOING_AWAY, POLICY, TOO_MANY = 1001, 1008, 1013
 
 
+async def read_body(request: Request, most: int) -> bytes | None:
+    """What a request carries; None as soon as it is more than ``most`` bytes."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > most:
+            return None
+    return body
+
+
 class Gate:
     """Every request: a Host this server goes by, an Origin that is this server, and (but for the page itself) somebody let in."""
 
@@ -152,11 +162,9 @@ class _Pages:
         return JSONResponse({"inside": inside, "token": self.access.token is not None})
 
     async def login(self, request: Request) -> Response:
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BODY:
-                return JSONResponse({"error": "too large"}, 413)
+        body = await read_body(request, MAX_BODY)
+        if body is None:
+            return JSONResponse({"error": "too large"}, 413)
         try:
             token = json.loads(body)["token"]
             if not isinstance(token, str):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robot_rl.rewards.lines import read_lines
 from robot_rl.types import Episode
 
 if TYPE_CHECKING:  # it imports torch, which the page's server does without
@@ -53,20 +53,12 @@ def read_comparisons(path: str | Path) -> list[Comparison]:
         FileNotFoundError: no such file.
         ValueError: a line that is none of ours.
     """
-    out = []
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            d = json.loads(line)
-            pair = Pair(d["pair"]["id"], Segment(**d["pair"]["first"]), Segment(**d["pair"]["second"]))
-            out.append(Comparison(pair, int(d["label"]), str(d["operator"]), int(d["stamp_ns"])))
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}:{number}: no comparison ({error})") from None
-    return out
+    return read_lines(path, _comparison, "comparison")
+
+
+def _comparison(d: Any) -> Comparison:
+    pair = Pair(d["pair"]["id"], Segment(**d["pair"]["first"]), Segment(**d["pair"]["second"]))
+    return Comparison(pair, int(d["label"]), str(d["operator"]), int(d["stamp_ns"]))
 
 
 def segment_pairs(

@@ -11,11 +11,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robot_rl.rewards.lines import read_lines
 from robot_rl.types import OBSERVATION_STATE, Episode
 
 if TYPE_CHECKING:  # it imports torch, which the page's server does without
@@ -78,18 +78,7 @@ def read_looks(path: str | os.PathLike[str]) -> list[Look]:
         FileNotFoundError: no such file.
         ValueError: a line that is none of ours.
     """
-    out = []
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            out.append(Look(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}:{number}: no look at an episode ({error})") from None
-    return out
+    return read_lines(path, lambda d: Look(**d), "look at an episode")
 
 
 def marked(looks: Sequence[Look]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -17,12 +17,11 @@ from robot_rl import seeding
 from robot_rl.heads.base import Head
 from robot_rl.policies.base import BasePolicy
 from robot_rl.progress import Progress
-from robot_rl.replay.store import EpisodeStore
 from robot_rl.runtime.acting import ActingMode, ActingPolicy
 from robot_rl.runtime.gate import GateEvent, PromotionGate
 from robot_rl.runtime.weights import WeightChannel
 from robot_rl.sim.rollout import EpisodeOutcome, EpisodePlan, Rollout
-from robot_rl.training.build import build_head
+from robot_rl.training.build import build_head, open_store
 from robot_rl.training.config import PostTrainConfig
 from robot_rl.training.interrupt import Interrupted, InterruptFlag
 from robot_rl.training.learner_core import LearningCounters
@@ -72,7 +71,7 @@ class ActingSession(ABC):
         self.counters = Counters(next_candidate=config.schedule.warmup_steps, next_evaluation=config.schedule.evaluate_every)
         self.scalars = ScalarLog(folder, config)
         self.starts = Starts(config, folder, rollout)
-        self.store = self._open_store()
+        self.store = open_store(self.folder.store, base.spec)
         self._heads: dict[int, Head] = {}
         self._curve: dict[tuple[int, str], tuple[int, int]] = {}
         self._last_checkpoint = time.monotonic()
@@ -146,15 +145,6 @@ class ActingSession(ABC):
     def _kept(self) -> set[int | None]:
         """Versions whose heads stay in memory."""
         return {self.gate.acting, self.gate.on_probation}
-
-    def _open_store(self) -> EpisodeStore:
-        if (self.folder.store / "store.json").exists():
-            return EpisodeStore.open(self.folder.store, mode="a", sync=False)
-        spec = self.base.spec
-        return EpisodeStore.create(
-            self.folder.store, observation_features=spec.observation_features, action=spec.action, noise_shape=spec.noise_shape,
-            chunk_horizon=spec.horizon, stats_hash=spec.stats_hash, sync=False,
-        )  # fmt: skip
 
     def close(self) -> None:
         self.scalars.close()

@@ -42,7 +42,8 @@ from robot_rl.learners.on_policy import OnPolicyLearner
 from robot_rl.learners.updates import make_critic
 from robot_rl.learners.weighted_bc import WeightedBCLearner
 from robot_rl.policies.adapters import ModulationPool
-from robot_rl.policies.base import BasePolicy
+from robot_rl.policies.base import BasePolicy, PolicySpec
+from robot_rl.replay.store import EpisodeStore
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint
 from robot_rl.training.config import HeadConfig, PostTrainConfig
 from robot_rl.training.earlier_runs import acting_head, read_references, read_teacher
@@ -160,6 +161,19 @@ def _chunk_critic(base: BasePolicy, head: HeadConfig, seed: int, learner: Learne
     spec, generator = base.spec, torch.Generator().manual_seed(seeding.key("head critic", seed))
     width = spec.conditioning_dim + spec.n_action_steps * spec.action.dim
     return make_critic(learner, width, generator, torch.device("cpu"))
+
+
+def open_store(path: Path, spec: PolicySpec) -> EpisodeStore:
+    """The store that a run appends to, made to fit the policy where there is none yet.
+
+    Not synchronised at every episode: a run repeats what a power cut took.
+    """
+    if (path / "store.json").exists():
+        return EpisodeStore.open(path, mode="a", sync=False)
+    return EpisodeStore.create(
+        path, observation_features=spec.observation_features, action=spec.action, noise_shape=spec.noise_shape,
+        chunk_horizon=spec.horizon, stats_hash=spec.stats_hash, sync=False,
+    )  # fmt: skip
 
 
 def pick_device(name: str) -> str:

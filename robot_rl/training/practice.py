@@ -16,7 +16,6 @@ from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.loading import load_policy
 from robot_rl.progress import Progress as Display
 from robot_rl.progress import Silent
-from robot_rl.replay.store import EpisodeStore
 from robot_rl.rewards.registry import load_source
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.runtime.practice import Attempt, Direction, Practice, PracticeConfig, Progress, Task
@@ -24,7 +23,7 @@ from robot_rl.runtime.weights import WeightChannel
 from robot_rl.sim.env import make_env
 from robot_rl.sim.practice import EndlessTabletop
 from robot_rl.sim.tabletop.core import TabletopEnv
-from robot_rl.training.build import pick_device
+from robot_rl.training.build import open_store, pick_device
 from robot_rl.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from robot_rl.training.config import PostTrainConfig
 from robot_rl.training.interrupt import Interrupted, InterruptFlag
@@ -121,16 +120,7 @@ class DirectionLearner:
         self.core = LearnerCore(self.config, self.base, [], self.counters, self.folder, self.scalars, device)
         self.channel = WeightChannel(self.folder.weights)
         self.judge = load_source(own.judge)
-        self.store = self._open()
-
-    def _open(self) -> EpisodeStore:
-        if (self.folder.store / "store.json").exists():
-            return EpisodeStore.open(self.folder.store, mode="a", sync=False)
-        spec = self.base.spec
-        return EpisodeStore.create(
-            self.folder.store, observation_features=spec.observation_features, action=spec.action, noise_shape=spec.noise_shape,
-            chunk_horizon=spec.horizon, stats_hash=spec.stats_hash, sync=False,
-        )  # fmt: skip
+        self.store = open_store(self.folder.store, self.base.spec)
 
     def task(self) -> Task:
         spec = self.base.spec

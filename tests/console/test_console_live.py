@@ -26,7 +26,8 @@ def run(work):
 
 async def at_the_controls(page: Page, name: str = "ann") -> None:
     await page.until(lambda s: True, "a state")
-    assert (await page.ask("take_seat", operator=name))["ok"]
+    answer = await page.ask("take_seat", operator=name)
+    assert answer["ok"], answer
 
 
 async def drive_for(console, page: Page, steps: int) -> None:

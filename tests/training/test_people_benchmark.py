@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -63,3 +64,32 @@ def test_bars(people):
     assert not people.judge("hil_serl", row([0.99], 0.31, 0.0))
     assert people.judge("rlif", row([0.5], 0.2, 0.2))
     assert not people.judge("recap", row([0.9], 0.2, 0.0, (0.0, 0.5)))
+
+
+def test_a_row_of_finished_runs_says_who_was_better_on_the_same_starts(people, tmp_path, monkeypatch):
+    """The policy wins the first half of its starts; the person alone, played by a stand-in here, wins the first quarter."""
+    of = people.People("Lift", tmp_path, people.read_settings()["Lift"], 0.0)
+    folder = of.bench.folder("rlif", 0)
+    EpisodeStore.create(
+        folder / "store", observation_features={"s": FeatureSpec((1,))}, action=ActionSpec((-1.0,), (1.0,)), sync=False
+    ).close()
+    lines = [{"who": w, "seed": i, "success": w == "policy" and i < 10} for w in ("base", "policy") for i in range(20)]
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = {
+        "task": "tabletop/Lift",
+        "env_steps": 9,
+        "updates": 9,
+        "wall_seconds": 1.0,
+        "lowest_acting_minus_base": 0.0,
+        "ended": "steps",
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    of.bench.shared.mkdir(parents=True)
+    monkeypatch.setattr(people, "rates", lambda _: {"start": 0.2, "end": 0.1})
+    monkeypatch.setattr(people, "alone", lambda config, operator, seeds: [s < 5 for s in seeds])
+    row = of.row("rlif", [0])
+    assert row["best"] == [0.5]
+    assert row["against_operator"]["difference"] == pytest.approx(0.25)
+    assert row["against_operator"]["operator_success"] == pytest.approx(0.25)
+    assert row["bar_met"] == (row["against_operator"]["interval"][0] > 0.0)
+    assert not row["holds"]  # one seed proves nothing

@@ -177,3 +177,10 @@ def test_an_operator_is_refused_where_nobody_could_use_one() -> None:
             ROOT / "configs" / "recipes" / "hil_serl.yaml",
             ["--operator.patience=5", "--env.workers=processes"],
         )
+
+
+def test_a_table_that_does_not_hold_its_runs_is_not_written_over(bench, tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"rows": [{"recipe": "dsrl_na", "seeds": []}, {"recipe": "expo", "seeds": [0], "base": [0.3]}]}))
+    with pytest.raises(ValueError, match="the rows expo do not hold their runs"):
+        bench.read_known(path)
