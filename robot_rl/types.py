@@ -185,6 +185,7 @@ class Decision:
     candidate_index: int = -1
     weights_version: int = 0
     explored: bool = False  # drawn from the base's own prior rather than from the head (mixture acting)
+    continues: bool = False  # in-painted to go on from the chunk that ran meanwhile; not recorded
 
 
 @dataclass(slots=True)

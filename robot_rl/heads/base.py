@@ -40,11 +40,14 @@ class Head(nn.Module):
 
     Attributes:
         exploration_dim: width of the standard normals that ``explore`` mode consumes.
+        continues: whether chunks follow where ``base.sample`` leads, so that they continue a running chunk when that does
+            (:mod:`robot_rl.policies.inpainting`).
         prior_draws: K, how many draws of the base's prior a decision reads; more than one for heads that choose.
     """
 
     KIND: ClassVar[str]
     exploration_dim: int
+    continues: bool = False
     prior_draws: int = 1
 
     def propose(

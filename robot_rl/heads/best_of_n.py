@@ -16,6 +16,7 @@ from robot_rl.heads.base import Head, Mode, Proposal
 from robot_rl.heads.config import SelectionConfig, SelectReduce
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.policies.base import BasePolicy
+from robot_rl.policies.inpainting import instead
 
 SCORED_AT_ONCE = 1024
 """Rows that a critic scores in one piece; more are scored candidate by candidate, which keeps its buffers in the cache."""
@@ -108,7 +109,7 @@ class BestOfNHead(Head):
         ValueError: the base takes no noise, so that all its chunks are one.
     """
 
-    KIND = "best_of_n"
+    KIND, continues = "best_of_n", True
     critic: nn.Module
     lean: Tensor | None
 
@@ -128,7 +129,7 @@ class BestOfNHead(Head):
 
     def sampler(self, base: BasePolicy) -> BasePolicy:
         """What draws the candidates, in episodes and in targets."""
-        return base if self.own is None else self.own.policy
+        return base if self.own is None else instead(base, self.own.policy)
 
     def select(self, conditioning: Tensor, base_rows: Tensor, exploration: Tensor | None) -> Selection:
         """Choose among base rows (B, K, n, A); ``exploration`` (B, exploration_dim) standard normals, None for ``eval``."""

@@ -19,6 +19,7 @@ class CorrectionHead(Head):
         scale: (A,) per action dimension.
     """
 
+    continues = True
     scale: Tensor
 
     def __init__(self, base: BasePolicy, config: CorrectionConfig) -> None:

@@ -51,6 +51,7 @@ class DistilledHead(Head):
         super().__init__()
         self.config, self.student = config, student
         self.prior_draws, self.exploration_dim = student.prior_draws, student.exploration_dim
+        self.continues = student.continues
         self.register_buffer("code", torch.tensor(config.code), persistent=False)
 
     def coded(self, conditioning: Tensor, code: Tensor) -> Tensor:

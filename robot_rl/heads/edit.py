@@ -14,6 +14,7 @@ from robot_rl.heads.correction import CorrectionHead
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.nn.actor import GaussianTanhActor, squashed_log_prob
 from robot_rl.policies.base import BasePolicy
+from robot_rl.policies.inpainting import instead
 
 
 class EditHead(CorrectionHead):
@@ -46,7 +47,7 @@ class EditHead(CorrectionHead):
 
     def sampler(self, base: BasePolicy) -> BasePolicy:
         """What draws the chunks that are edited, in episodes and in targets."""
-        return base if self.own is None else self.own.policy
+        return base if self.own is None else instead(base, self.own.policy)
 
     def select(self, conditioning: Tensor, base_rows: Tensor, exploration: Tensor | None) -> tuple[Selection, Tensor]:
         """The one rule: edit the first E of base rows (B, K, n, A), score all, pick.

@@ -10,6 +10,7 @@ from robot_rl.policies.adapters import Adapted
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.compact import CompactPolicy
 from robot_rl.policies.config import AdapterConfig
+from robot_rl.policies.inpainting import instead
 
 WHOLE = AdapterConfig()
 
@@ -25,7 +26,7 @@ class FineTunedHead(Head):
         ValueError: the base is not a compact policy, so that its weights cannot be trained here.
     """
 
-    KIND = "fine_tuned"
+    KIND, continues = "fine_tuned", True
 
     def __init__(self, base: BasePolicy, adapter: AdapterConfig = WHOLE, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class FineTunedHead(Head):
         self, conditioning: Tensor, base: BasePolicy, noise: Tensor | None, exploration: Tensor | None, mode: Mode
     ) -> Proposal:
         assert noise is not None
-        chunk = self.policy.sample(conditioning, noise)
+        chunk = instead(base, self.policy).sample(conditioning, noise)
         return Proposal(
             chunk=chunk, chunk_base=base.sample(conditioning, noise), noise=noise,
             log_prob=torch.full((len(chunk),), float("nan"), device=chunk.device),

@@ -101,10 +101,7 @@ class GuidedHead(Head):
         return value, g / (g.norm(dim=1, keepdim=True) / self.config.gradient_max).clamp_min(1.0)
 
     def _strength(self, base: CompactPolicy, i: int) -> float:
-        if self.config.schedule == "constant":
-            return self.config.strength
-        zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-        return self.config.strength * float(base.noised(i, zero, one))
+        return self.config.strength * (1.0 if self.config.schedule == "constant" else base.level(i)[1])
 
     @torch.no_grad()
     def guide(self, conditioning: Tensor, base: BasePolicy, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

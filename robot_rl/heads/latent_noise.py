@@ -22,7 +22,7 @@ class LatentNoiseHead(Head):
         ValueError: the base takes no noise.
     """
 
-    KIND = "latent_noise"
+    KIND, continues = "latent_noise", True
 
     def __init__(self, base: BasePolicy, config: LatentNoiseConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robot_rl.policies.base import PolicySpec
 from robot_rl.policies.config import CompactPolicyConfig
 from robot_rl.policies.encoders import image_encoder
+from robot_rl.policies.inpainting import Denoising
 from robot_rl.policies.networks import Denoiser
 from robot_rl.policies.normalizer import Normalizer
 from robot_rl.types import ActionSpec, FeatureSpec
@@ -136,6 +137,27 @@ class CompactPolicy(nn.Module):
     def noised(self, i: int, chunk: Tensor, noise: Tensor) -> Tensor:
         """The chain's state before step ``i`` for a clean chunk, both (B, H*A); after the last step it is the chunk itself."""
         raise NotImplementedError
+
+    def chain_advance(self, i: int, x: Tensor, clean: Tensor) -> Tensor:
+        """Sampling step ``i`` where ``clean`` (B, H*A) is the estimate of the finished chunk; with the network's own, :meth:`chain_step`."""
+        raise NotImplementedError
+
+    def level(self, i: int) -> tuple[float, float]:
+        """(a, s) of the state before step ``i``: a chunk + s noise."""
+        zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        return float(self.noised(i, one, zero)), float(self.noised(i, zero, one))
+
+    def denoising(self, conditioning: Tensor) -> Denoising:
+        """The sampler taken apart, for in-painting."""
+        condition, times = self.chain_inputs(conditioning)
+        shape = (self.config.horizon, self.action.dim)
+        return Denoising(
+            levels=[self.level(i) for i in range(self.config.num_steps)],
+            clean=lambda i, x: self.clean_estimate(i, x.flatten(1), condition, times).unflatten(1, shape),
+            advance=lambda i, x, clean: self.chain_advance(i, x.flatten(1), clean.flatten(1)).unflatten(1, shape),
+            finish=lambda x: x.clamp(-1.0, 1.0),
+            own=lambda chunk: chunk,
+        )  # fmt: skip
 
     def score(self, chunk: Tensor, conditioning: Tensor, level: float) -> Tensor:
         """Gradient of log p(chunk | s) as the policy's own denoiser sees it at the noise ``level`` in (0, 1], both (B, H*A)."""

@@ -67,8 +67,11 @@ class DiffusionPolicy(CompactPolicy):
         return self.denoiser.condition(conditioning), self.denoiser.time(self._times)
 
     def chain_step(self, i: int, x: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        return self.chain_advance(i, x, self.clean_estimate(i, x, condition, times))
+
+    def chain_advance(self, i: int, x: Tensor, clean: Tensor) -> Tensor:
         root, sigma, c, d = self._coefficients[i]
-        clean = (root * x - sigma * self.denoiser(x, condition, times[i : i + 1])).clamp(-1.0, 1.0)
+        clean = clean.clamp(-1.0, 1.0)
         return clean if d == 0.0 else c * clean + (d / sigma) * (x - root * clean)
 
     def clean_estimate(self, i: int, x: Tensor, condition: Tensor, times: Tensor) -> Tensor:

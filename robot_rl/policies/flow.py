@@ -34,6 +34,9 @@ class FlowPolicy(CompactPolicy):
         steps = self.config.num_steps
         return x if i == steps else x + (1 - i / steps) * self.denoiser(x, condition, times[i : i + 1])
 
+    def chain_advance(self, i: int, x: Tensor, clean: Tensor) -> Tensor:
+        return x + (clean - x) / (self.config.num_steps - i)
+
     def noised(self, i: int, chunk: Tensor, noise: Tensor) -> Tensor:
         t = i / self.config.num_steps
         return (1 - t) * noise + t * chunk

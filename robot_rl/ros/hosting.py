@@ -17,6 +17,7 @@ import numpy as np
 
 from robot_rl.ros.inference import HostGone
 from robot_rl.ros.versions import VersionChoice
+from robot_rl.runtime.chunk_scheduler import RunningChunk
 from robot_rl.runtime.weights import VerificationError, WeightChannel, WeightSource, WeightSubscriber
 from robot_rl.types import ActionSpec, Decision, FeatureSpec
 
@@ -58,6 +59,7 @@ class PolicyHost(VersionChoice):
 
     Attributes:
         ready: whether it can decide; a host in this process always can.
+        cannot_continue: why chunks cannot continue a running one, of base or head; empty where they can.
         refused: counted for diagnostics; ``last_error`` says why the last version was refused.
         on_change: called in the weights thread after it has looked for versions.
     """
@@ -65,6 +67,7 @@ class PolicyHost(VersionChoice):
     acting: ActingPolicy
     offered: ActingPolicy | None
     ready = True
+    cannot_continue = ""
 
     def __init__(self, config: HostConfig, log: Callable[[str], None]) -> None:
         super().__init__()
@@ -94,14 +97,21 @@ class PolicyHost(VersionChoice):
         self.base: BasePolicy = load_policy(policy_folder(self.config.policy), self.device)
         self._head_config: Any = self._read_head()
         self.acting = self.policy(0)
+        self.cannot_continue = self.acting.cannot_continue()
         if self._head_config is not None:
-            self._build_head()  # a head that does not fit the base is refused here
+            head = self._build_head()  # one that does not fit the base is refused here
+            self.cannot_continue = replace(self.acting, head=head, mode="eval").cannot_continue()
             if source := self._local():
                 self._poll(source, None)
                 if self.offered is not None:
                     self.acting, self.offered = self.offered, None
+        requests = [self._blank_request()]
+        if not self.cannot_continue:  # it takes a gradient, whose first one costs more than all others
+            rows = np.zeros((1, self.action.dim), np.float32)
+            requests.append(replace(requests[0], running=RunningChunk(rows, rows, 0)))
         for _ in range(self.config.warmup_forwards):
-            self.acting.decide([self._blank_request()])
+            for request in requests:
+                self.acting.decide([request])
 
     def _read_head(self) -> Any:
         from robot_rl.config import load

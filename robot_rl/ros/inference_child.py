@@ -15,14 +15,18 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from robot_rl.ros.frames import Line
 from robot_rl.ros.hosting import HostConfig, PolicyHost
 from robot_rl.ros.inference import HostGone
+from robot_rl.runtime.chunk_scheduler import RunningChunk
 from robot_rl.types import Decision
+
+if TYPE_CHECKING:
+    from robot_rl.runtime.acting import DecisionRequest
 
 FROZEN_NS = 1_000_000_000
 _PR_SET_PDEATHSIG = 1
@@ -77,7 +81,7 @@ class Child:
             return 1
         self._told = state_words(host)
         acting = {"version": host.acting.version, "mode": host.acting.mode}
-        self.say("loaded", spec=spec_words(host), acting=acting, state=self._told)
+        self.say("loaded", spec=spec_words(host), acting=acting, state=self._told, cannot_continue=host.cannot_continue)
         host.on_change = self._changed
         host.start_watching()
         threading.Thread(target=self._notices, name="notices", daemon=True).start()
@@ -102,15 +106,13 @@ class Child:
             os._exit(0)
 
     def _answer(self, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        from robot_rl.runtime.acting import DecisionRequest
-
         host = self.host
         try:
             host.set_explore(head["explore"])
             if head["version"] != host.acting.version:
                 host.acting = host.policy(head["version"])
             host.use_base = head["use_base"]
-            decision = host.decide(DecisionRequest(arrays, tuple(head["key"]), head["index"], head["step"]))
+            decision = host.decide(read_request(head, arrays))
         except HostGone as error:  # a policy server that is away: this process is well and asks again
             self.questions.send({"unavailable": str(error)})
             return
@@ -120,13 +122,35 @@ class Child:
         self.questions.send(*decision_message(decision))
 
 
+RUNNING = ("running chunk: rows", "running chunk: base")
+"""Arrays beside an observation's features, which have no such names."""
+
+
+def request_message(request: DecisionRequest) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    words: dict[str, Any] = {"key": list(request.key), "index": request.index, "step": request.step}
+    if (running := request.running) is None:
+        return words, request.observation
+    return words | {"frozen": running.frozen}, request.observation | dict(
+        zip(RUNNING, (running.rows, running.base), strict=True)
+    )
+
+
+def read_request(words: dict[str, Any], arrays: dict[str, np.ndarray]) -> DecisionRequest:
+    from robot_rl.runtime.acting import DecisionRequest
+
+    running = None
+    if "frozen" in words:
+        running = RunningChunk(arrays.pop(RUNNING[0]), arrays.pop(RUNNING[1]), words["frozen"])
+    return DecisionRequest(arrays, tuple(words["key"]), words["index"], words["step"], running)
+
+
 def decision_message(d: Decision) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays = {"chunk": d.chunk, "chunk_base": d.chunk_base}
     if d.noise is not None:
         arrays["noise"] = d.noise
     words = {
         "step": d.step, "log_prob": d.log_prob, "candidate_index": d.candidate_index, "weights_version": d.weights_version,
-        "explored": d.explored,
+        "explored": d.explored, "continues": d.continues,
     }  # fmt: skip
     return words, arrays
 

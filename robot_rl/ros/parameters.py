@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +127,13 @@ POLICY_PARAMETERS = (
     Parameter("command_hz", 0.0, "commands per second; 0: the robot description's", CONFIGURE, (0.0, 500.0)),
     Parameter("n_action_steps", 0, "rows of a chunk that may run; 0: the policy's own", RUN_TIME, (0, 256)),
     Parameter("replan_margin", 2, "rows left, beyond the latency, at which the next chunk is asked for", RUN_TIME, (0, 50)),
-    Parameter("blend", "auto", "how chunks are joined", RUN_TIME, choices=("auto", "rtc", "linear", "none")),
+    Parameter(
+        "blend",
+        "auto",
+        "how chunks are joined; rtc: the new one is drawn so that it goes on from the rows that run meanwhile; auto: rtc where policy and head can, else linear",
+        RUN_TIME,
+        choices=("auto", "rtc", "linear", "none"),
+    ),
     Parameter("blend_steps", 4, "rows over which a new chunk is blended in", RUN_TIME, (0, 64)),
     Parameter(
         "inference",
@@ -227,11 +233,19 @@ def check_overrides(table: tuple[Parameter, ...], overrides: Mapping[str, Any]) 
     return values, findings
 
 
+def accept_all(changes: Mapping[str, Any]) -> str:
+    """No reason to refuse anything."""
+    return ""
+
+
 class Parameters:
     """The declared parameters of one node: ``p["control_hz"]``, changes checked, ``findings`` for configure to refuse.
 
     Args:
-        lifecycle: ``C`` parameters are settable while ``unconfigured()`` is true; on plain nodes they are read only.
+        lifecycle: ``C`` parameters are settable while ``unconfigured`` is true; on plain nodes they are read only.
+
+    Attributes:
+        refuse: says why changes, each right by itself, cannot be made to what is configured; nothing where they can.
     """
 
     def __init__(self, node: Node, table: tuple[Parameter, ...], *, lifecycle: bool = False) -> None:
@@ -240,6 +254,7 @@ class Parameters:
         self._table = {p.name: p for p in table}
         self._lifecycle = lifecycle
         self.unconfigured = True
+        self.refuse: Callable[[Mapping[str, Any]], str] = accept_all
         overrides = {name: p.value for name, p in node._parameter_overrides.items()}
         self._values, self.findings = check_overrides(table, overrides)
         for p in table:
@@ -279,6 +294,8 @@ class Parameters:
             if wrong:
                 return SetParametersResult(successful=False, reason=wrong)
             accepted[p.name] = value
+        if reason := self.refuse(accepted):
+            return SetParametersResult(successful=False, reason=reason)
         self._values = {**self._values, **accepted}  # one reference: readers in other threads see all of a change or none
         for name in accepted:
             self.findings = [f for f in self.findings if not f.startswith(f"{name}=")]

@@ -23,6 +23,7 @@ from std_srvs.srv import SetBool, Trigger
 from robot_rl.intervention.arbiter import Request
 from robot_rl.ros import conversion, names, qos
 from robot_rl.ros.base import ERROR, OK, WARN, ManagedNode, run
+from robot_rl.ros.parameters import accept_all
 from robot_rl.wire import (
     EpisodeStatus,
     GuardEvent,
@@ -97,6 +98,7 @@ class PolicyNode(ManagedNode):
         began = time.monotonic()
         self.session = session = Session(self)
         session.build()
+        self.parameters.refuse = session.refuse
         listen = self._listening.append
         for channel, hop in session.hops.items():
             executed, operator = f"{names.EXECUTED}/{channel}", f"{names.OPERATOR_ACTION}/{channel}"
@@ -124,6 +126,7 @@ class PolicyNode(ManagedNode):
 
     def release(self) -> None:
         session, self.session = self.session, None
+        self.parameters.refuse = accept_all
         if session is not None:
             session.stop_playout()
             with self.lock:

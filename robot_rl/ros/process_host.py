@@ -23,7 +23,7 @@ import robot_rl
 from robot_rl.ros.frames import Line
 from robot_rl.ros.hosting import HostConfig
 from robot_rl.ros.inference import HostGone
-from robot_rl.ros.inference_child import config_words, read_decision
+from robot_rl.ros.inference_child import config_words, read_decision, request_message
 from robot_rl.ros.versions import VersionChoice
 from robot_rl.runtime.priority import at_normal_priority
 from robot_rl.types import ActionSpec, Decision, FeatureSpec
@@ -120,7 +120,7 @@ class ProcessHost(VersionChoice):
         self.config, self._log, self._perception, self._timeout = config, log, perception, timeout_s
         self.ready = False
         self.restarts = 0
-        self.last_error = ""
+        self.last_error = self.cannot_continue = ""
         self.acting = Version(0, "base")
         self.spec: PolicySpec
         self._versions: frozenset[int] = frozenset()
@@ -195,12 +195,11 @@ class ProcessHost(VersionChoice):
         child, acting = self._child, self.acting
         if child is None or not self.ready:
             raise HostGone("the inference process is not there")
-        head = {
-            "key": list(request.key), "index": request.index, "step": request.step, "version": acting.version,
-            "explore": self.config.explore, "use_base": self.use_base,
-        }  # fmt: skip
+        words, arrays = request_message(request)
         try:
-            child.questions.send(head, request.observation)
+            child.questions.send(
+                words | {"version": acting.version, "explore": self.config.explore, "use_base": self.use_base}, arrays
+            )
             words, arrays = child.questions.receive()
         except (EOFError, OSError) as error:
             raise HostGone("the inference process is gone") from error
@@ -272,7 +271,7 @@ class ProcessHost(VersionChoice):
             self._log("the inference process came back with another policy: configure the node again")
             child.process.kill()
             return
-        self.spec = spec
+        self.spec, self.cannot_continue = spec, str(head["cannot_continue"])
         self._refused_before += self._refused if not first else 0
         self._state(head["state"])
         acting = Version(head["acting"]["version"], head["acting"]["mode"])

@@ -65,6 +65,15 @@ autorepeat to 50 Hz: `joy_node --ros-args -p autorepeat_rate:=50.0`. Absolute de
 robot. After a release the running chunk is dropped and control blends back to a fresh one over `handback_blend_s`. Every step of the
 episode says who was in control: `policy`, `human`, `latched`, `blend`, `hold`, `safety`.
 
+## Slow policies
+
+The next chunk is asked for while rows of the present one still run, early enough for 95 % of the decisions so far, and its rows belong to
+the control steps after the observation it was computed from: what comes late loses the rows whose step has passed. `blend` says how it goes
+on from the rows that ran meanwhile. `rtc` (real-time chunking, Black et al. 2025): these rows are told to the sampler, which in-paints the
+rest; compact diffusion and flow policies, LeRobot's DiffusionPolicy and SmolVLA can, by themselves and under latent-noise, residual,
+edit, best-of-N and fine-tuned heads. `linear`: both chunks are averaged over `blend_steps` rows (grippers take the newest value). `auto`
+is `rtc` where base and head can, else `linear`. A decision that takes longer than the rows that are left is joined linearly, with a warning.
+
 ## Rates and priorities
 
 `policy_node` sends commands from a thread with absolute deadlines; a control step is worked out shortly before its first command is due.

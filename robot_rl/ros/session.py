@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -81,10 +81,6 @@ class Session:
         self.robot = described.with_rates(p["control_hz"], p["command_hz"])
         for text in warnings(self.robot):
             node.get_logger().warning(text)
-        if p["blend"] == "rtc":
-            raise ValueError(
-                "blend='rtc': no policy here can in-paint the rows that already run; accepted are auto, linear, none"
-            )
         if p["policy"] != "none":
             self.host = self._make_host()
             self._closers.append(self.host.close)
@@ -98,15 +94,13 @@ class Session:
         else:
             self.features, action = self.robot.features, self.robot.action_spec()
             n_obs, n_rows, horizon, noise, base_hash, stats_hash = 1, 1, None, None, "", ""
+        if reason := self.refuse(p.snapshot()):
+            raise ValueError(reason)
         self.arbiter = OperatorArbiter(action, ArbiterConfig(handback_s=p["handback_blend_s"]))
-        self.loop = RobotLoop(
-            self.robot, action, n_obs_steps=n_obs, n_action_steps=p["n_action_steps"] or n_rows,
-            blend_steps=0 if p["blend"] == "none" else p["blend_steps"], arbiter=self.arbiter,
-        )  # fmt: skip
-        if p["n_action_steps"] > (horizon or 256):
-            raise ValueError(f"n_action_steps={p['n_action_steps']}: the policy's chunks have {horizon} rows")
+        self.loop = RobotLoop(self.robot, action, n_obs_steps=n_obs, n_action_steps=n_rows, arbiter=self.arbiter)
         self.hops = {c.name: Hop(c.command, self.robot) for c in self.loop.channels}
         self._default_rows = n_rows
+        self._tune()
         self.recording = Recording(
             node.publish_status, node.folder_of_store(), features=self.features, action=action, noise_shape=noise,
             chunk_horizon=horizon, base_hash=base_hash, stats_hash=stats_hash, robot_hash=self.robot_hash, flush_s=p["wal_flush_s"],
@@ -135,6 +129,33 @@ class Session:
             self.worker = InferenceWorker(self.host.decide)
             self._closers.append(self.worker.close)
             self.host.start_watching()
+
+    def refuse(self, changes: Mapping[str, Any]) -> str:
+        """Why parameters cannot take these values with this policy; nothing where they can."""
+        horizon = 256 if self.host is None else self.host.spec.horizon
+        if changes.get("n_action_steps", 0) > horizon:
+            return f"n_action_steps={changes['n_action_steps']}: the policy's chunks have {horizon} rows"
+        if changes.get("blend") == "rtc" and self._cannot_continue:
+            return f"blend='rtc': {self._cannot_continue}; accepted are auto, linear, none"
+        return ""
+
+    @property
+    def _cannot_continue(self) -> str:
+        return "policy is none" if self.host is None else self.host.cannot_continue
+
+    @property
+    def joining(self) -> str:
+        """How chunks are joined: ``rtc``, ``linear`` or ``none``."""
+        wanted = str(self.p["blend"])
+        return wanted if wanted != "auto" else "linear" if self._cannot_continue else "rtc"
+
+    def _tune(self) -> None:
+        """Parameters that may change at run time, from the next chunk on."""
+        scheduler, blend_s = self.loop.scheduler, self.p["handback_blend_s"]
+        scheduler.n_action_steps = self.p["n_action_steps"] or self._default_rows
+        scheduler.blend_steps = 0 if self.joining == "none" else self.p["blend_steps"]
+        if self.arbiter.config.handback_s != blend_s:
+            self.arbiter.config = replace(self.arbiter.config, handback_s=blend_s)
 
     @property
     def in_process(self) -> bool:
@@ -263,11 +284,9 @@ class Session:
         if after_ns is not None and (anchor is None or anchor.arrived_ns <= after_ns):
             raise ValueError("no observation since the reset")
         measured = {c.name: self.feedback.measured(c) for c in self.loop.channels}
-        self.loop.scheduler.n_action_steps = self.p["n_action_steps"] or self._default_rows
-        self.loop.scheduler.blend_steps = 0 if self.p["blend"] == "none" else self.p["blend_steps"]
+        self._tune()
         if self.p["record"] and self.recording.store is None:
             raise ValueError("record=true: it was false in configure, so there is no store; configure again")
-        self.arbiter.config = replace(self.arbiter.config, handback_s=self.p["handback_blend_s"])
         index = self.recording.index
         if self.host is not None:
             self.host.set_explore(self.p["explore"])
@@ -305,7 +324,6 @@ class Session:
         keep = (
             "n_action_steps",
             "replan_margin",
-            "blend",
             "blend_steps",
             "swap_at",
             "explore",
@@ -313,7 +331,7 @@ class Session:
             "seed",
             "policy",
         )
-        return {k: self.p[k] for k in keep}
+        return {k: self.p[k] for k in keep} | {"blend": self.joining}
 
     def _align(self) -> None:
         """Control steps fall right behind the anchor's messages where these come at the control rate, so that they see fresh ones."""
@@ -431,6 +449,7 @@ class Session:
         if not self._first and not self._close(observation, max(snapshot.stamp_ns, self._stamp + 1)):
             return False
         self._first = False
+        self._tune()
         if self._guard_silent():
             self.finish("safety", truncated=True, detail="the guard is silent")
             return False
@@ -487,12 +506,25 @@ class Session:
         if not stale and not self.holding and loop.wants_chunk and not self.worker.busy and self.host.ready:
             if self.p["swap_at"] == "chunk" and self.arbiter.state is State.AUTONOMOUS and self.host.take():
                 self.recording.say(weights_version=self.host.acting.version)
-            self.worker.submit(loop.request())
+            self.worker.submit(loop.request(self._frozen(latency_rows) if self.joining == "rtc" else None))
         if scheduler.rows_left(loop.step) == 0 and self.worker.busy:
             # The first command of an episode may wait for its chunk, when that is about to come. Later ones leave on time, with a
             # hold when there is none.
             near = self.node.sim_time or self.worker.expected_s() <= self.grace_s
             self._accept(self._decided(self.grace_s if loop.step == 0 and near else min(self.grace_s, self._time_left())))
+
+    def _frozen(self, latency_rows: int) -> int | None:
+        """Rows that run before a decision asked for now is there; None where the running chunk ends before, so that there is nothing
+        to go on from."""
+        left = self.loop.scheduler.rows_left(self.loop.loop.step)
+        if latency_rows <= left:
+            return latency_rows
+        if left:
+            self.node.log_sometimes(
+                "rtc",
+                f"decisions take {latency_rows} control steps (95 %), and {left} rows are left to run: chunks are joined linearly",
+            )
+        return None
 
     def _time_left(self) -> float:
         """Seconds that this control step may wait; without a play-out of its own nothing is due at an instant."""

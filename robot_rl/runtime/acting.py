@@ -13,6 +13,8 @@ from torch import Tensor
 from robot_rl import seeding
 from robot_rl.heads.base import Head, Mode
 from robot_rl.policies.base import BasePolicy
+from robot_rl.policies.inpainting import ContinuingPolicy, soft_mask, why_not
+from robot_rl.runtime.chunk_scheduler import RunningChunk
 from robot_rl.types import Decision
 
 ActingMode = Literal["base", "explore", "eval", "zero_noise"]
@@ -27,12 +29,14 @@ class DecisionRequest:
         key: what the randomness of this episode is keyed by, e.g. ``("eval", 2000007)``.
         index: how many decisions this episode has made before.
         step: control step of the newest observation.
+        running: the chunk that the answer has to continue, or None.
     """
 
     observation: dict[str, np.ndarray]
     key: tuple[int | str, ...]
     index: int
     step: int
+    running: RunningChunk | None = None
 
 
 def drawn(
@@ -79,25 +83,26 @@ class ActingPolicy:
         names = requests[0].observation.keys()
         observation = {n: torch.from_numpy(np.stack([r.observation[n] for r in requests])).to(self.device) for n in names}
         conditioning = self.base.encode(observation)
+        base = self._continuing(requests)
         noise, exploration, by_base, more = self._draw(requests)
         candidate = np.full(len(requests), -1)
         if self.mode in ("base", "zero_noise"):
             latent = torch.zeros_like(noise) if self.mode == "zero_noise" and noise is not None else noise
-            chunk = chunk_base = self.base.sample(conditioning, latent)
+            chunk = chunk_base = base.sample(conditioning, latent)
             log_prob = np.full(len(requests), np.nan)
             if self.mode == "base" and self.perturbation > 0:
                 chunk = self._perturbed(chunk, requests)
         else:
             assert self.head is not None
             prior = noise if noise is None or more is None else torch.cat([noise.unsqueeze(1), more], dim=1)
-            proposal = self.head.propose(conditioning, self.base, prior, exploration, cast(Mode, self.mode))
+            proposal = self.head.propose(conditioning, base, prior, exploration, cast(Mode, self.mode))
             chunk, chunk_base, latent = proposal.chunk, proposal.chunk_base, proposal.noise
             log_prob = proposal.log_prob.cpu().numpy().copy()
             if proposal.candidate_index is not None:
                 candidate = np.where(by_base, -1, proposal.candidate_index.cpu().numpy())
             if by_base.any():
                 rows = torch.from_numpy(by_base).to(self.device)
-                own = self.base.sample(conditioning, noise)
+                own = base.sample(conditioning, noise)
                 chunk = torch.where(rows[:, None, None], own, chunk)
                 chunk_base = torch.where(rows[:, None, None], own, chunk_base)
                 latent = None if latent is None or noise is None else torch.where(rows[:, None, None], noise, latent)
@@ -105,6 +110,11 @@ class ActingPolicy:
         physical = self.base.unnormalize_action(chunk).cpu().numpy()
         physical_base = physical if chunk is chunk_base else self.base.unnormalize_action(chunk_base).cpu().numpy()
         latents = None if latent is None else latent.cpu().numpy()
+        if any(r.running is not None for r in requests):
+            physical, physical_base = physical.copy(), physical_base.copy()  # they may be one array
+            for i, running in ((i, r.running) for i, r in enumerate(requests) if r.running is not None):
+                k = min(running.frozen, self.base.spec.horizon)
+                physical[i, :k], physical_base[i, :k] = running.rows[:k], running.base[:k]
         return [
             Decision(
                 step=r.step,
@@ -115,9 +125,34 @@ class ActingPolicy:
                 candidate_index=int(candidate[i]),
                 weights_version=0 if by_base[i] else self.version,
                 explored=bool(by_base[i]),
+                continues=r.running is not None,
             )
             for i, r in enumerate(requests)
         ]
+
+    def cannot_continue(self) -> str:
+        """Why chunks cannot continue a running one; nothing where they can."""
+        if reason := why_not(self.base):
+            return reason
+        if self.mode in ("explore", "eval") and self.head is not None and not self.head.continues:
+            return f"a {self.head.KIND} head does not act through the base's sampler, so that the rows that already run cannot be in-painted"
+        return ""
+
+    def _continuing(self, requests: Sequence[DecisionRequest]) -> BasePolicy:
+        """The base, or where a request has a running chunk, one that goes on from there."""
+        if all(r.running is None for r in requests):
+            return self.base
+        if reason := self.cannot_continue():
+            raise ValueError(f"running: {reason}; accepted is None")
+        spec = self.base.spec
+        known = torch.zeros((len(requests), spec.horizon, spec.action.dim))
+        weight = torch.zeros((len(requests), spec.horizon))
+        for i, running in ((i, r.running) for i, r in enumerate(requests) if r.running is not None):
+            m = min(len(running.base), spec.horizon)
+            known[i, :m] = torch.from_numpy(running.base[:m])
+            weight[i] = soft_mask(min(running.frozen, m), m, spec.horizon)
+        known = self.base.normalize_action(known.to(self.device)).clamp(-1.0, 1.0)
+        return ContinuingPolicy(self.base, known, weight.to(self.device))
 
     def _handed_over_at(self, request: DecisionRequest) -> int:
         if not self.handover_random:

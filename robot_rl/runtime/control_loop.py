@@ -110,13 +110,18 @@ class ControlLoop:
     def wants_chunk(self) -> bool:
         return self._running and self.scheduler.wants_chunk(self.step)
 
-    def request(self) -> DecisionRequest:
-        """The question to put to the policy now."""
+    def request(self, frozen: int | None = None) -> DecisionRequest:
+        """The question to put to the policy now.
+
+        Args:
+            frozen: rows of the running chunk that will run before the answer is there, where the answer is to continue them.
+        """
         from robot_rl.runtime.acting import DecisionRequest  # here, because it imports torch, which a teleoperated robot lacks
 
         names = self._frames[-1].keys()
         stack = {n: np.stack([f[n] for f in self._frames]) for n in names}
-        return DecisionRequest(stack, self.key, self.decisions, self.step)
+        running = None if frozen is None else self.scheduler.running(self.step, frozen)
+        return DecisionRequest(stack, self.key, self.decisions, self.step, running)
 
     def accept(self, decision: Decision) -> bool:
         """Schedule a decision; False if it came too late to run at all (it is logged either way).
@@ -129,7 +134,13 @@ class ControlLoop:
         if decision.step < self._not_before:
             return False
         return self.scheduler.push(
-            decision.step, self.step, decision.chunk, decision.chunk_base, identity, decision.weights_version
+            decision.step,
+            self.step,
+            decision.chunk,
+            decision.chunk_base,
+            identity,
+            decision.weights_version,
+            decision.continues,
         )
 
     def tick(self, now_ns: int | None = None, hold: SafetyFlag = SafetyFlag.NONE) -> np.ndarray:

@@ -14,6 +14,7 @@ from robot_rl.heads.config import LatentNoiseConfig, ResidualConfig
 from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.heads.residual import ResidualHead
 from robot_rl.policies.base import BasePolicy
+from robot_rl.policies.inpainting import inpaint, soft_mask
 from robot_rl.policies.loading import load_policy, write_reference
 from robot_rl.policies.pictures import PictureTransform
 from robot_rl.policies.remote.server import PolicyServer
@@ -76,6 +77,18 @@ def test_same_noise_same_bits_and_no_hidden_state(saved):
     alone = base.sample(base.encode({k: v[:1] for k, v in seen.items()}), noise[:1])
     torch.testing.assert_close(alone, first[:1], atol=1e-5, rtol=0)
     assert not torch.equal(base.sample(base.encode(seen), noise + 0.5), first)
+
+
+def test_its_sampler_taken_apart_is_its_sampler_and_continues_running_rows(saved):
+    base = load_policy(saved["diffusion", "vectors"])
+    noise, conditioning = torch.randn(3, 8, 3), base.encode(tensors(kit.frames(2, 3)))
+    own = base.sample(conditioning, noise)
+    known = base.sample(conditioning, torch.randn(3, 8, 3))
+    plain = inpaint(base.denoising(conditioning), noise, known, torch.zeros(3, 7))
+    torch.testing.assert_close(plain, own, atol=1e-4, rtol=0)
+    drawn = inpaint(base.denoising(conditioning), noise, known, soft_mask(2, 4, 7).expand(3, 7))
+    torch.testing.assert_close(drawn[:, :2], known[:, :2], atol=1e-4, rtol=0)
+    assert not torch.allclose(drawn[:, 2:], own[:, 2:], atol=1e-3)
 
 
 def test_gradient_reaches_the_noise(saved):

@@ -9,6 +9,7 @@ import torch
 
 from robot_rl.heads.config import LatentNoiseConfig
 from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.policies.inpainting import inpaint, soft_mask
 from robot_rl.policies.loading import load_policy
 from robot_rl.policies.remote.server import PolicyServer
 
@@ -120,3 +121,16 @@ def test_smolvla_behind_a_server(base):
         observation, noise = seen(2), torch.randn(2, 6, 5)
         chunk = remote.sample(remote.encode(observation), noise)
         torch.testing.assert_close(chunk, base.sample(base.encode(observation), noise), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"noise_dims": "real"}])
+def test_its_sampler_taken_apart_is_its_sampler_and_continues_running_rows(folder, options):
+    base = load_policy(folder, options=TASK | options)
+    observation, noise = seen(3), torch.randn(3, *base.spec.noise_shape)
+    conditioning = base.encode(observation)
+    own, known = base.sample(conditioning, noise), base.sample(conditioning, torch.randn(3, *base.spec.noise_shape))
+    plain = inpaint(base.denoising(conditioning), noise, known, torch.zeros(3, 6))
+    torch.testing.assert_close(plain, own, atol=1e-4, rtol=0)
+    drawn = inpaint(base.denoising(conditioning), noise, known, soft_mask(2, 4, 6).expand(3, 6))
+    torch.testing.assert_close(drawn[:, :2], known[:, :2], atol=1e-4, rtol=0)
+    assert not torch.allclose(drawn[:, 2:], own[:, 2:], atol=1e-3)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from robot_rl.ros.frames import pack, unpack
 from robot_rl.ros.hosting import HostConfig, PolicyHost
 from robot_rl.ros.inference import HostGone, InferenceWorker
 from robot_rl.ros.process_host import ProcessHost
+from robot_rl.runtime.chunk_scheduler import RunningChunk
 
 PATIENCE_S = 120.0
 
@@ -82,14 +84,17 @@ def test_decisions_are_those_of_a_thread_and_a_killed_process_comes_back(run):
     try:
         there.load()
         assert there.spec == here.spec
+        assert there.cannot_continue == here.cannot_continue == ""
         assert (there.acting.version, there.acting.mode) == (here.acting.version, here.acting.mode) == (1, "explore")
 
         def same(index: int) -> None:
-            mine, theirs = here.decide(request(here, index)), there.decide(request(there, index))
+            rows = np.full((3, here.action.dim), 0.1 * index, np.float32)
+            running = RunningChunk(rows, rows, 1) if index % 2 else None
+            mine, theirs = (h.decide(replace(request(h, index), running=running)) for h in (here, there))
             for name in ("noise", "chunk_base", "chunk"):
                 assert getattr(mine, name).tobytes() == getattr(theirs, name).tobytes(), name
                 assert getattr(mine, name).dtype == getattr(theirs, name).dtype
-            for name in ("step", "candidate_index", "weights_version", "explored"):
+            for name in ("step", "candidate_index", "weights_version", "explored", "continues"):
                 assert getattr(mine, name) == getattr(theirs, name), name
             np.testing.assert_equal(mine.log_prob, theirs.log_prob)
 

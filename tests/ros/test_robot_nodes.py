@@ -145,6 +145,7 @@ def test_a_robot_without_a_policy(tmp_path: Path):
         assert "unconfigured" in why
         assert not drive.param("policy_node", "replan_margin", 99)[0]
         assert drive.param("policy_node", "replan_margin", 1)[0]
+        assert drive.param("policy_node", "blend", "rtc") == (False, "blend='rtc': policy is none; accepted are auto, linear, none")
         described = probe.call(
             DescribeParameters, topic("policy_node/describe_parameters"), DescribeParameters.Request(names=["replan_margin"])
         )
@@ -278,6 +279,7 @@ def test_weights_are_swapped_in_motion(tmp_path: Path):
         with EpisodeStore.open(run / "store") as reading:
             episodes = [reading.read(i) for i in ids]
         versions = {int(v) for e in episodes for v in e.weights_version}
+        assert {e.meta.extra["parameters"]["blend"] for e in episodes} == {"rtc"}  # what auto found that this policy can do
         assert len(versions) >= 2
         assert 2 not in versions  # the torn one
         for e in episodes:

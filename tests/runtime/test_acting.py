@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from spine_kit import STATE, SmoothBase, compact
 
-from robot_rl.heads.config import LatentNoiseConfig, ResidualConfig
+from robot_rl.heads.config import ChunkPolicyConfig, LatentNoiseConfig, ResidualConfig
 from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.heads.one_step import OneStepHead
 from robot_rl.heads.residual import ResidualHead
 from robot_rl.runtime.acting import ActingPolicy, DecisionRequest
+from robot_rl.runtime.chunk_scheduler import RunningChunk
 
 
 def request(episode: int, index: int = 0, dim: int = 3, n_obs: int = 1) -> DecisionRequest:
@@ -119,3 +123,37 @@ def test_a_base_without_noise_acts() -> None:
 def test_a_head_mode_needs_a_head() -> None:
     with pytest.raises(ValueError, match="'eval' needs a head"):
         ActingPolicy(SmoothBase(), mode="eval")
+
+
+@pytest.mark.parametrize("kind", list(policies(SmoothBase())))
+def test_chunks_continue_those_that_run(kind: str) -> None:
+    """Frozen rows are the running ones, for head and base; requests beside them that continue nothing get what they would get alone."""
+    base = compact(state=3)
+    policy = policies(base)[kind]
+    assert policy.cannot_continue() == ""
+    before = policy.decide([request(1)])[0]
+    running = RunningChunk(before.chunk[1:], before.chunk_base[1:], 2)
+    asked = [request(2, 1), replace(request(3, 1), running=running), request(4, 1)]
+    plain = policy.decide([replace(r, running=None) for r in asked])
+    decisions = policy.decide(asked)
+    assert [d.continues for d in decisions] == [False, True, False]
+    for i in (0, 2):
+        np.testing.assert_allclose(decisions[i].chunk, plain[i].chunk, atol=1e-5)
+    new = decisions[1]
+    assert new.chunk[:2].tobytes() == before.chunk[1:3].tobytes()
+    assert new.chunk_base[:2].tobytes() == before.chunk_base[1:3].tobytes()
+    assert np.array_equal(new.noise, plain[1].noise)
+    assert not np.allclose(new.chunk[2:], plain[1].chunk[2:], atol=1e-4), "what follows goes on from there"
+    assert policy.decide(asked)[1].chunk.tobytes() == new.chunk.tobytes()
+
+
+def test_what_cannot_continue_says_why() -> None:
+    rows = np.zeros((2, 3), np.float32)
+    asked = replace(request(1), running=RunningChunk(rows, rows, 1))
+    with pytest.raises(ValueError, match=r"SmoothBase .* does not hand out its sampler"):
+        ActingPolicy(SmoothBase()).decide([asked])
+    base = compact(state=3)
+    policy = ActingPolicy(base, OneStepHead(base, ChunkPolicyConfig(hidden=(16,))), "eval", 1)
+    assert "a one_step head does not act through the base's sampler" in policy.cannot_continue()
+    with pytest.raises(ValueError, match="one_step head"):
+        policy.decide([asked])

@@ -94,6 +94,29 @@ def test_without_blending_the_switch_is_hard() -> None:
     np.testing.assert_array_equal(scheduler.row(2).command, chunk(10.0)[0])
 
 
+def test_a_late_chunk_is_blended_in_from_its_arrival_on() -> None:
+    scheduler = ChunkScheduler(ARM, 6, blend_steps=2)
+    push(scheduler, 0, 0, 0.0)
+    push(scheduler, 1, 3, 10.0)
+    for t, weight in ((3, 1 / 3), (4, 2 / 3), (5, 1.0)):
+        new, old = 10.0 + (t - 1) / 100, t / 100
+        np.testing.assert_allclose(scheduler.row(t).command[:2], weight * new + (1 - weight) * old, rtol=1e-5)
+
+
+def test_what_runs_is_handed_on_and_what_continues_it_is_not_blended() -> None:
+    """All rows of the running chunk from the step on, also those that may not run; frozen ones only as far as any can run."""
+    scheduler = ChunkScheduler(ARM, 4, blend_steps=3)
+    assert scheduler.running(0, 2) is None
+    push(scheduler, 10, 10, 1.0)
+    running = scheduler.running(12, 1)
+    np.testing.assert_array_equal(running.rows, chunk(1.0)[2:])
+    np.testing.assert_array_equal(running.base, chunk(51.0)[2:])
+    assert (running.frozen, scheduler.running(12, 9).frozen) == (1, 2)
+    assert scheduler.running(14, 1) is None, "a chunk that has run is over, whatever rows it has left"
+    assert scheduler.push(12, 13, chunk(9.0), chunk(59.0), 2, 1, continues=True)
+    np.testing.assert_array_equal(scheduler.row(13).command, chunk(9.0)[1])
+
+
 @pytest.mark.parametrize("change", [{"n_action_steps": 0}, {"replan_margin": -1}, {"blend_steps": -1}])
 def test_bad_settings_are_named(change: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(change))}="):

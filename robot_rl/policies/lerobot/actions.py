@@ -44,6 +44,7 @@ class ActionSpace:
         if self._steps:
             mode, statistics = versions.action_normalization(self._steps[0])
         self.mode, self.own_cube = mode, mode == "MIN_MAX"
+        self.deviation = 0.5 if self.own_cube else 1.0  # about, of actions in the policy's own numbers
         self.recorded = self._recorded(statistics, dim)
         if self.own_cube and self.recorded is None:
             raise ValueError(f"the post-processor's minimum and maximum are not those of {dim} action dimensions")
@@ -98,6 +99,9 @@ class ActionSpace:
         """The policy's output, clipped to the cube."""
         unit = action if self.own_cube else self.normalize(self.own_to_physical(action))
         return unit.clamp(-1.0, 1.0)
+
+    def unit_to_own(self, action: Tensor) -> Tensor:
+        return action if self.own_cube else self.physical_to_own(self.unnormalize(action))
 
     # ---- the unit cube
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robot_rl.policies.inpainting import Denoising
 from robot_rl.policies.lerobot import versions
 from robot_rl.policies.lerobot.adapter import LeRobotPolicy
 
@@ -48,6 +49,33 @@ class LeRobotDiffusion(LeRobotPolicy):
         if self.config.image_features:
             batch["observation.images"] = torch.stack([batch[k] for k in self.config.image_features], dim=-4)
         return self._condition(batch)
+
+    def denoising(self, conditioning: Tensor) -> Denoising:
+        """The same DDIM taken apart, for in-painting.
+
+        Raises:
+            ValueError: the network predicts something else than the noise or the sample.
+        """
+        network, steps, predicts, bound = versions.diffusion_steps(self.policy)
+        if predicts not in ("epsilon", "sample"):
+            raise ValueError(f"prediction_type {predicts!r}: accepted are epsilon, sample")
+        levels = [(before**0.5, (1.0 - before) ** 0.5) for _, before, _ in steps]
+        first = self.config.n_obs_steps - 1
+
+        def clean(i: int, x: Tensor) -> Tensor:
+            time = torch.full((len(x),), steps[i][0], dtype=torch.long, device=x.device)
+            out = network(x, time, global_cond=conditioning)
+            return out if predicts == "sample" else (x - levels[i][1] * out) / levels[i][0]
+
+        def advance(i: int, x: Tensor, estimate: Tensor) -> Tensor:
+            noise, after = (x - levels[i][0] * estimate) / levels[i][1], steps[i][2]
+            bounded = estimate if bound is None else estimate.clamp(-bound, bound)
+            return after**0.5 * bounded + (1.0 - after) ** 0.5 * noise
+
+        return Denoising(
+            levels, clean, advance, first_row=first, deviation=self.actions.deviation, own=self.actions.unit_to_own,
+            finish=lambda x: self.actions.own_to_unit(x[:, first:]),
+        )  # fmt: skip
 
     def _sample(self, conditioning: Tensor, noise: Tensor | None, grad: bool) -> Tensor:
         chunk = self._denoise(len(conditioning), conditioning, noise)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robot_rl.policies.inpainting import Denoising
 from robot_rl.policies.lerobot.adapter import LeRobotPolicy
 from robot_rl.policies.prefix_memory import Prefix, PrefixMemory
 
@@ -98,20 +99,46 @@ class LeRobotSmolVLA(LeRobotPolicy):
 
     def _sample(self, conditioning: Tensor, noise: Tensor | None, grad: bool) -> Tensor:
         assert noise is not None
-        model, prefix = self.policy.model, self._find(conditioning)
+        velocity, steps = self._velocity(conditioning), self.config.num_steps
+        x, dt = self._padded(noise), -1.0 / steps
+        for i in range(steps):
+            x = x + dt * velocity(i, x)
+        return self._finish(x)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, self.config.max_action_dim - x.shape[-1]))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        chunk = x[:, :, : self._action.dim]
+        if self.config.adapt_to_pi_aloha:
+            chunk = self.policy._pi_aloha_encode_actions(chunk.clone())
+        return self.actions.own_to_unit(chunk)
+
+    def _own(self, chunk: Tensor) -> Tensor:
+        own = self.actions.unit_to_own(chunk)
+        return self.policy._pi_aloha_encode_actions_inv(own.clone()) if self.config.adapt_to_pi_aloha else own
+
+    def _velocity(self, conditioning: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """(step, x) to noise - chunk, what the expert predicts; its time runs from 1 at the noise to 0."""
+        model, prefix, steps = self.policy.model, self._find(conditioning), self.config.num_steps
         cache: dict[int, dict[str, Tensor]] = {}
         for name, value in prefix.tensors.items():
             if name != _MASK:
                 layer, kind = name.split(" ")
                 cache.setdefault(int(layer), {})[kind] = value
-        x = F.pad(noise, (0, self.config.max_action_dim - noise.shape[-1]))
-        steps = self.config.num_steps
-        dt = -1.0 / steps
-        for i in range(steps):
-            time = torch.tensor(1.0 + i * dt, dtype=torch.float32, device=x.device).expand(len(x))
-            velocity = model.denoise_step(prefix_pad_masks=prefix.tensors[_MASK], past_key_values=cache, x_t=x, timestep=time)
-            x = x + dt * velocity
-        chunk = x[:, :, : self._action.dim]
-        if self.config.adapt_to_pi_aloha:
-            chunk = self.policy._pi_aloha_encode_actions(chunk.clone())
-        return self.actions.own_to_unit(chunk)
+
+        def velocity(i: int, x: Tensor) -> Tensor:
+            time = torch.tensor(1.0 + i * (-1.0 / steps), dtype=torch.float32, device=x.device).expand(len(x))
+            return model.denoise_step(prefix_pad_masks=prefix.tensors[_MASK], past_key_values=cache, x_t=x, timestep=time)
+
+        return velocity
+
+    def denoising(self, conditioning: Tensor) -> Denoising:
+        """The same flow taken apart, for in-painting."""
+        velocity, steps = self._velocity(conditioning), self.config.num_steps
+        return Denoising(
+            levels=[(i / steps, 1.0 - i / steps) for i in range(steps)],
+            clean=lambda i, x: x - (1.0 - i / steps) * velocity(i, x),
+            advance=lambda i, x, clean: x + (clean - x) / (steps - i),
+            start=self._padded, finish=self._finish, own=self._own, deviation=self.actions.deviation,
+        )  # fmt: skip

@@ -158,3 +158,20 @@ def diffusion_parts(policy: Any) -> tuple[Any, Any]:
     """(conditioning of a batch, sampler(batch size, conditioning, noise)) of a DiffusionPolicy."""
     model = policy.diffusion
     return model._prepare_global_conditioning, lambda n, c, w: model.conditional_sample(n, global_cond=c, noise=w)
+
+
+def diffusion_steps(policy: Any) -> tuple[Any, list[tuple[int, float, float]], str, float | None]:
+    """What the sampler of a DiffusionPolicy on DDIM consists of.
+
+    Returns: network(x, times, global_cond=...); per step its time and the cumulative alphas before and after it; what the network
+    predicts; the bound of the clean sample, or None.
+    """
+    model, scheduler = policy.diffusion, policy.diffusion.noise_scheduler
+    scheduler.set_timesteps(model.num_inference_steps)
+    stride = scheduler.config.num_train_timesteps // model.num_inference_steps
+    steps = []
+    for t in scheduler.timesteps.tolist():
+        after = scheduler.alphas_cumprod[t - stride] if t >= stride else scheduler.final_alpha_cumprod
+        steps.append((t, float(scheduler.alphas_cumprod[t]), float(after)))
+    bound = scheduler.config.clip_sample_range if scheduler.config.clip_sample else None
+    return model.unet, steps, str(scheduler.config.prediction_type), bound
