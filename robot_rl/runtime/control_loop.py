@@ -70,6 +70,7 @@ class ControlLoop:
         self._pending: Step | None = None  # commanded, its outcome not seen yet
         self._finished: Step | None = None  # complete, not logged yet
         self._running = False
+        self._followed = False  # whether the last step was the policy's
         self._not_before = 0  # chunks computed from earlier observations must not run
         self.step = 0
         self.decisions = 0
@@ -97,6 +98,7 @@ class ControlLoop:
         self._pending = self._finished = None
         self._last = None if measured is None else np.asarray(measured, np.float32)
         self._not_before = 0
+        self._followed = False
         self.scheduler.clear()
         self.safety.reset(now, measured=measured)
         self.arbiter.begin()
@@ -114,13 +116,14 @@ class ControlLoop:
         """The question to put to the policy now.
 
         Args:
-            frozen: rows of the running chunk that will run before the answer is there, where the answer is to continue them.
+            frozen: rows of the running chunk that will run before the answer is there, where the answer is to continue them. While
+                somebody else drives, or the robot was just held, no chunk runs, and there is nothing to continue.
         """
         from robot_rl.runtime.acting import DecisionRequest  # here, because it imports torch, which a teleoperated robot lacks
 
         names = self._frames[-1].keys()
         stack = {n: np.stack([f[n] for f in self._frames]) for n in names}
-        running = None if frozen is None else self.scheduler.running(self.step, frozen)
+        running = self.scheduler.running(self.step, frozen) if frozen is not None and self._followed else None
         return DecisionRequest(stack, self.key, self.decisions, self.step, running)
 
     def accept(self, decision: Decision) -> bool:
@@ -213,6 +216,7 @@ class ControlLoop:
             raise RuntimeError("observe: call tick first")
         step.reward, step.terminated, step.truncated = reward, terminated, truncated
         self._pending, self._finished = None, step
+        self._followed = step.source is Source.POLICY
         if terminated or truncated:
             self._log()  # no tick follows
         self._frames.append(observation)

@@ -145,7 +145,10 @@ def test_a_robot_without_a_policy(tmp_path: Path):
         assert "unconfigured" in why
         assert not drive.param("policy_node", "replan_margin", 99)[0]
         assert drive.param("policy_node", "replan_margin", 1)[0]
-        assert drive.param("policy_node", "blend", "rtc") == (False, "blend='rtc': policy is none; accepted are auto, linear, none")
+        assert drive.param("policy_node", "blend", "rtc") == (
+            False,
+            "blend='rtc': policy is none; accepted are auto, linear, none",
+        )
         described = probe.call(
             DescribeParameters, topic("policy_node/describe_parameters"), DescribeParameters.Request(names=["replan_margin"])
         )

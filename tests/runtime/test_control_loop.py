@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from spine_kit import ARM, STATE, FakeEnv, ListRecorder, SmoothBase
+from spine_kit import ARM, STATE, FakeEnv, ListRecorder, SmoothBase, compact
 
 from robot_rl.heads.config import LatentNoiseConfig
 from robot_rl.heads.latent_noise import LatentNoiseHead
@@ -140,6 +140,49 @@ def test_a_take_over_ends_the_running_chunk() -> None:
     ids = [s.decision_id for s in recorder.steps]
     assert ids[0] != ids[2]  # the chunk of step 0 was dropped; a new one was asked for at step 2
     assert [d.step for d in recorder.decisions][:2] == [0, 2]
+
+
+def test_a_slow_policy_continues_the_rows_that_run_meanwhile_and_only_those() -> None:
+    """A chunk that takes two steps: the old one runs on, the new one begins with these rows; after a person's step it begins anew."""
+
+    class Person(PolicyOnly):
+        def arbitrate(self, now_ns, wish, observation, situation):
+            choice = super().arbitrate(now_ns, wish, observation, situation)
+            return Arbitration(wish, Source.HUMAN) if situation.step == 6 else choice
+
+    loop, env, policy = (
+        make(4, arbiter=Person()),
+        FakeEnv(30),
+        ActingPolicy(compact(state=len(FakeEnv(1).reset(seed=0)[0][STATE]))),
+    )
+    loop.scheduler.replan_margin, loop.scheduler.blend_steps = 3, 9
+    observation, _ = env.reset(seed=0)
+    loop.begin(observation, key=("test", 0), stamp_ns=1)
+
+    def step() -> np.ndarray:
+        command = loop.tick(1 + round(loop.step * 1e9 / HZ))
+        observation, *rest, _ = env.step(command)
+        loop.observe(observation, *rest, 1 + round((loop.step + 1) * 1e9 / HZ))
+        return command
+
+    assert loop.request(2).running is None
+    first = policy.decide([loop.request(2)])[0]
+    loop.accept(first)
+    step()
+    assert loop.wants_chunk
+    second = policy.decide([loop.request(2)])[0]
+    assert second.chunk[:2].tobytes() == first.chunk[1:3].tobytes()
+    commands = [step(), step()]
+    loop.accept(second)
+    commands += [step(), step()]
+    expected = np.concatenate([first.chunk[1:3], second.chunk[2:4]])
+    np.testing.assert_allclose(commands, np.clip(expected, ARM.low, ARM.high), atol=1e-6)  # and nothing is blended once more
+    loop.accept(policy.decide([loop.request(0)])[0])
+    step()
+    assert loop.request(1).running is not None
+    step()  # by the person
+    assert loop.scheduler.rows_left(loop.step)
+    assert loop.request(1).running is None
 
 
 def test_row_34_a_version_changes_only_between_episodes() -> None:
