@@ -34,6 +34,9 @@ class InferenceWorker:
         self.generation = 0
         self.busy = False
         self.latencies: list[float] = []
+        self.continuing: list[
+            float
+        ] = []  # those of the latencies that belong to chunks which continue a running one: they take longer
         self.started = 0.0
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -65,9 +68,14 @@ class InferenceWorker:
         """What is being computed belongs to the past."""
         self.generation += 1
 
-    def quantile(self, q: float) -> float:
-        """Seconds; 0 before the first decision."""
-        return float(np.quantile(self.latencies[-100:], q)) if self.latencies else 0.0
+    def quantile(self, q: float, *, continuing: bool = False) -> float:
+        """Seconds that decisions take; 0 before the first one.
+
+        Args:
+            continuing: of those that continue a running chunk, once there was one.
+        """
+        among = self.continuing if continuing and self.continuing else self.latencies
+        return float(np.quantile(among[-100:], q)) if among else 0.0
 
     def expected_s(self) -> float:
         """Seconds until the present inference is done if it takes as long as usual; 0 while nobody knows."""
@@ -93,10 +101,13 @@ class InferenceWorker:
             began = time.perf_counter()
             try:
                 self._result = (item[0], self._decide(item[1]))
-                self.latencies.append(time.perf_counter() - began)  # a host that died says nothing about how long one takes
-                del self.latencies[:-200]
+                taken = time.perf_counter() - began  # a host that died says nothing about how long one takes
+                for kept in (self.latencies, self.continuing) if item[1].running is not None else (self.latencies,):
+                    kept.append(taken)
+                    del kept[:-200]
             except HostGone as error:
-                self.latencies.clear()  # whoever answers next starts cold: its first decision may take as long as any first one
+                self.latencies.clear()
+                self.continuing.clear()  # whoever answers next starts cold: its first decision may take as long as any first one
                 self._error = error
             except Exception as error:
                 self._error = error

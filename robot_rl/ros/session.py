@@ -39,6 +39,7 @@ S = 1_000_000_000
 GUARD_SILENT_S = 0.10
 ONE_PROCESS_HZ = 10.0  # commands a second up to which inference beside them in one process is quick enough
 ALIGN_OFFSET_S = 0.002
+RTC_AGAIN_S = 60.0  # after so long, real-time chunking is tried again where it took too long
 LEAD = 0.15  # of a command period: so long before a command is due its control step begins
 LEAD_S = (0.0015, 0.006)
 CONTROL_COST_S = 0.0015
@@ -66,6 +67,7 @@ class Session:
         self._last_state = State.AUTONOMOUS
         self._stamp = self._last_command = 0
         self._due = self._prepared = False
+        self._slow_since: float | None = None  # steady seconds: continuing a chunk has taken too long since then
         self._starts_at = 0.0  # steady seconds: an episode that has begun waits for its first control step until then
         self._operator: dict[str, tuple[np.ndarray, int]] = {}
         self._operator_device = ""  # the one that took over last
@@ -499,32 +501,44 @@ class Session:
         assert self.host is not None
         assert self.worker is not None
         loop, scheduler = self.loop.loop, self.loop.scheduler
-        p95 = self.worker.quantile(0.95)
-        latency_rows = 0 if self.node.sim_time else int(np.ceil(max(0.0, p95 - self.grace_s) / self.control_s))
+        latency_rows, continues = self._latency_rows()
         scheduler.replan_margin = latency_rows + self.p["replan_margin"]
         self._accept(self._decided())
         if not stale and not self.holding and loop.wants_chunk and not self.worker.busy and self.host.ready:
             if self.p["swap_at"] == "chunk" and self.arbiter.state is State.AUTONOMOUS and self.host.take():
                 self.recording.say(weights_version=self.host.acting.version)
-            self.worker.submit(loop.request(self._frozen(latency_rows) if self.joining == "rtc" else None))
+            self.worker.submit(loop.request(latency_rows if continues else None))
         if scheduler.rows_left(loop.step) == 0 and self.worker.busy:
             # The first command of an episode may wait for its chunk, when that is about to come. Later ones leave on time, with a
             # hold when there is none.
             near = self.node.sim_time or self.worker.expected_s() <= self.grace_s
             self._accept(self._decided(self.grace_s if loop.step == 0 and near else min(self.grace_s, self._time_left())))
 
-    def _frozen(self, latency_rows: int) -> int | None:
-        """Rows that run before a decision asked for now is there; None where the running chunk ends before, so that there is nothing
-        to go on from."""
-        left = self.loop.scheduler.rows_left(self.loop.loop.step)
-        if latency_rows <= left:
-            return latency_rows
-        if left:
-            self.node.log_sometimes(
-                "rtc",
-                f"decisions take {latency_rows} control steps (95 %), and {left} rows are left to run: chunks are joined linearly",
-            )
-        return None
+    def _latency_rows(self) -> tuple[int, bool]:
+        """Control steps that 95 % of the decisions take at most, and whether the next one is to continue the running chunk.
+
+        That takes longer. Where no chunk has rows for so long, chunks are joined linearly for a while.
+        """
+        assert self.worker is not None
+
+        def rows(continuing: bool) -> int:
+            p95 = 0.0 if self.node.sim_time else self.worker.quantile(0.95, continuing=continuing)  # type: ignore[union-attr]
+            return int(np.ceil(max(0.0, p95 - self.grace_s) / self.control_s))
+
+        if self.joining != "rtc":
+            return rows(False), False
+        needed, most = rows(True), self.loop.scheduler.n_action_steps
+        if needed < most:
+            self._slow_since = None
+            return needed, needed <= self.loop.scheduler.rows_left(self.loop.loop.step)
+        self.node.log_sometimes(
+            "rtc",
+            f"decisions that continue a chunk take {needed} control steps (95 %), and chunks have {most} rows: they are joined linearly",
+        )
+        self._slow_since = self._slow_since or time.monotonic()
+        if time.monotonic() - self._slow_since > RTC_AGAIN_S:
+            self.worker.continuing.clear()
+        return rows(False), False
 
     def _time_left(self) -> float:
         """Seconds that this control step may wait; without a play-out of its own nothing is due at an instant."""
