@@ -32,7 +32,8 @@ def _signed(value: float) -> str:
 def _hero(result: dict[str, Any]) -> str:
     comparison = result.get("comparison")
     if comparison is None:
-        return "<p class='lead'>No blind comparison was finished in this session.</p>"
+        why = f" It was {escape(result['given_up'])}." if "given_up" in result else ""
+        return f"<p class='lead'>No blind comparison was finished in this session.{why}</p>"
     low, high = comparison["interval"]
     old, new = comparison["old"], comparison["new"]
     return (
