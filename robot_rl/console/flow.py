@@ -32,8 +32,9 @@ TITLES = {
 OVER = ("ended", "committed", "aborted")
 RUNS = ("running", "paused")
 START_PATIENCE_S = 12.0
-ATTEMPTS, ATTEMPTS_S = 5, 60.0  # at one episode of the comparison; after both nobody is asked to go on trying
+ATTEMPTS, ATTEMPTS_S = 5, 60.0  # at one measured episode; after both nobody is asked to go on trying
 AGAIN_S = 1.0  # before another attempt that nobody has to press for
+VERDICT_S = 10.0  # that a verdict may come after the episode, where nobody is there to give one
 ANNOUNCED = -1  # for ``act_with``: whatever version the learner announces
 FILE = "session.json"
 
@@ -128,7 +129,7 @@ class SessionFlow:
         self._episode = ""  # the one that counts now
         self._before = ""  # the one that was there before it
         self._version_off = False
-        self._attempts, self._trying_since = 0, 0.0  # at one episode of the comparison, and since when
+        self._attempts, self._trying_since = 0, 0.0  # at one episode, and since when
         self._settled: Phase | None = None  # the phase whose settings the robot has been given
         self._view = SessionView()
 
@@ -235,7 +236,7 @@ class SessionFlow:
             raise ValueError("nothing waits for you now")
 
     def next_phase(self, now: float, view: SessionView) -> None:
-        """Training is enough, or a comparison cannot go on. Raises ValueError elsewhere: a measured phase has its number of episodes."""
+        """Training is enough, or what is measured cannot go on. Raises ValueError elsewhere: a measured phase has its number of episodes."""
         if self.stage in ("running", "starting", "label"):
             raise ValueError("an episode is running: finish it first")
         if self._hopeless(now):
@@ -301,8 +302,10 @@ class SessionFlow:
                 self.stage, self._episode, self._version_off = "running", episode.id, False
             elif now >= self._until:
                 self.refused("the episode did not start")
-        if self.stage == "running" and episode.id == self._episode:
-            self._watch(view)
+        if self.stage in ("running", "label") and episode.id == self._episode:
+            self._watch(view, now)
+        if self.stage == "label" and self.config.hands_off and (now >= self._until or episode.id != self._episode):
+            self._not_counted("nobody said how the episode went: it is played again")
         return requests
 
     def refused(self, text: str) -> None:
@@ -311,28 +314,28 @@ class SessionFlow:
             self.stage, self.problem = "prompt", text
             self._attempts += 1
 
-    def _watch(self, view: SessionView) -> None:
+    def _watch(self, view: SessionView, now: float) -> None:
         episode = view.episode
         if self.blinded:
             self._version_off |= view.weights.acting != self._due()
         if episode.state not in OVER:
             return
         if self._version_off:
-            self.problem = "another version acted than was asked for: the episode is played again"
-            if self.blind is not None:
-                self.blind.discard()
-            self._attempts += 1
-            self._again()
+            self._not_counted("another version acted than was asked for: the episode is played again")
         elif episode.state == "aborted":
-            self.problem = episode.detail or "the episode was aborted"
-            self._attempts += 1
-            if self.blinded and self.blind is not None:
-                self.blind.discard()
-            self._again()
+            self._not_counted(episode.detail or "the episode was aborted")
         elif episode.outcome in ("success", "failure"):
             self._count(episode.outcome == "success")
-        else:
-            self.stage = "label"
+        elif self.stage != "label":
+            self.stage, self._until = "label", now + VERDICT_S
+
+    def _not_counted(self, why: str) -> None:
+        """The episode shows nothing: it is played again, and that is not tried for ever."""
+        self.problem = why
+        self._attempts += 1
+        if self.blinded and self.blind is not None:
+            self.blind.discard()
+        self._again()
 
     # ---- the record
 
@@ -358,13 +361,14 @@ class SessionFlow:
         self._save()
 
     def _hopeless(self, now: float) -> bool:
-        """Whether an episode of the comparison has been tried often and long enough."""
-        return self.blinded and self._attempts >= ATTEMPTS and now - self._trying_since >= ATTEMPTS_S
+        """Whether a measured episode has been tried often and long enough."""
+        measured = self.kept.phase in ("baseline", "comparison")
+        return measured and self._attempts >= ATTEMPTS and now - self._trying_since >= ATTEMPTS_S
 
     def _give_up(self, view: SessionView) -> None:
-        """A comparison that cannot be finished has no result; what stood in its way is kept."""
+        """What cannot be measured has no result; what stood in its way is kept."""
         played, total = self._progress()
-        self.kept.given_up = f"given up after {played} of {total} episodes and {self._attempts} more attempts: {self.problem}"
+        self.kept.given_up = f"{TITLES[self.kept.phase].lower()} given up after {played} of {total} episodes and {self._attempts} more attempts: {self.problem}"
         self._enter("report", view)
 
     def _leave_training(self, view: SessionView) -> None:

@@ -32,7 +32,8 @@ def _signed(value: float) -> str:
 def _hero(result: dict[str, Any]) -> str:
     comparison = result.get("comparison")
     if comparison is None:
-        why = f" It was {escape(result['given_up'])}." if "given_up" in result else ""
+        text = result.get("given_up", "")
+        why = f" {escape(text[:1].upper() + text[1:])}." if text else ""
         return f"<p class='lead'>No blind comparison was finished in this session.{why}</p>"
     low, high = comparison["interval"]
     old, new = comparison["old"], comparison["new"]

@@ -215,11 +215,28 @@ def test_a_version_that_cannot_be_had_ends_the_comparison_in_bounded_time(tmp_pa
     assert said - {""} == {"version 3 is not ready here"}
     assert robot.count == 2, "no episode was played by anything else"
     assert flow.done
-    assert flow.result()["given_up"].startswith("given up after 1 of 8 episodes")
+    assert flow.result()["given_up"].startswith("blind comparison given up after 1 of 8 episodes")
     assert "version 3 is not ready here" in flow.result()["given_up"]
     assert "comparison" not in flow.result()
-    assert "given up after 1 of 8" in render(flow.result(), [], [], "a run")
+    assert "Blind comparison given up after 1 of 8" in render(flow.result(), [], [], "a run")
     assert SessionFlow(flow.config, tmp_path).kept.phase == "preflight"
+
+
+def test_without_a_person_an_episode_without_a_verdict_is_played_again(tmp_path):
+    """A verdict may come a little after the end; where none comes, nobody is there to be waited for."""
+    flow, robot = begun(tmp_path, baseline_episodes=2, hands_off=True, reset_s=0.0)
+    robot.play("none", state="ended")
+    assert flow.stage == "label"
+    robot.look(5.0)
+    robot.view = replace(robot.view, episode=replace(robot.view.episode, state="committed", outcome="success"))
+    robot.look()
+    assert flow.kept.baseline == [True], "it came late"
+    robot.play("none")
+    robot.look(11.0)
+    assert "nobody said" in flow.problem
+    robot.play("failure")
+    assert flow.kept.baseline == [True, False]
+    assert flow.kept.phase == "training"
 
 
 def test_a_person_may_end_a_comparison_that_cannot_go_on_or_put_it_right(tmp_path):
