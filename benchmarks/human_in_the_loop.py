@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from recipes import Bench, Settings, outcomes, run_arguments
+from recipes import Bench, Settings, merged, outcomes, run_arguments
 
 from robot_rl import seeding
 from robot_rl.config import decode, load
@@ -42,7 +42,7 @@ def read_settings(path: Path = SETTINGS) -> dict[str, Settings]:
     """One for each task."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     tasks = content.pop("tasks")
-    return {name: Settings.of({**content, **(task or {})}, path) for name, task in tasks.items()}
+    return {name: Settings.of(merged(content, task or {}), path) for name, task in tasks.items()}
 
 
 def rates(store: Path) -> dict[str, Any]:

@@ -32,6 +32,10 @@ TITLES = {
 OVER = ("ended", "committed", "aborted")
 RUNS = ("running", "paused")
 START_PATIENCE_S = 12.0
+ATTEMPTS, ATTEMPTS_S = 5, 60.0  # at one measured episode; after both nobody is asked to go on trying
+AGAIN_S = 1.0  # before another attempt that nobody has to press for
+VERDICT_S = 10.0  # that a verdict may come after the episode, where nobody is there to give one
+ANNOUNCED = -1  # for ``act_with``: whatever version the learner announces
 FILE = "session.json"
 
 
@@ -72,14 +76,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Request:
-    """Something the flow asks the session for: ``start_episode``, ``use_base``, ``explore``, ``pause_learning``."""
+    """Something the flow asks the session for. Requests are carried out in their order.
+
+    Attributes:
+        name: ``pause_learning``, ``explore`` (``on``); ``act_with`` (``version``: only that one acts, 0 is the base); ``start_episode``.
+        must: no episode may start after a refusal of this one.
+    """
 
     name: str
-    on: bool | None = None
-
-    @property
-    def values(self) -> dict[str, Any]:
-        return {} if self.on is None else {"on": self.on}
+    values: Mapping[str, Any] = field(default_factory=dict)
+    must: bool = True
 
 
 @dataclass
@@ -94,6 +100,7 @@ class _Kept:
     started_ns: int = 0
     ended_ns: int = 0
     operator: str = ""
+    given_up: str = ""
 
 
 class SessionFlow:
@@ -122,6 +129,7 @@ class SessionFlow:
         self._episode = ""  # the one that counts now
         self._before = ""  # the one that was there before it
         self._version_off = False
+        self._attempts, self._trying_since = 0, 0.0  # at one episode, and since when
         self._settled: Phase | None = None  # the phase whose settings the robot has been given
         self._view = SessionView()
 
@@ -157,6 +165,7 @@ class SessionFlow:
             "phase": self.kept.phase, "title": TITLES[self.kept.phase], "phases": [[p, TITLES[p]] for p in self._wanted()],
             "stage": self.stage, "done": done, "total": total, "problem": self.problem, "blind": self.blinded,
             "countdown": max(0.0, self._until - now) if self.stage == "countdown" else None, "prompt": self._prompt(),
+            "hopeless": self._hopeless(now),
             "checks": [asdict(c) for c in self.checks(self._view, seated)] if self.kept.phase == "preflight" else [],
         }  # fmt: skip
         if self.blind is not None:
@@ -169,6 +178,8 @@ class SessionFlow:
         """What the session came to; the comparison only after its last episode."""
         kept = self.kept
         out: dict[str, Any] = {"version": kept.version, "started_ns": kept.started_ns, "ended_ns": kept.ended_ns}
+        if kept.given_up:
+            out["given_up"] = kept.given_up
         if kept.baseline:
             out["baseline"] = SuccessRate.of(sum(kept.baseline), len(kept.baseline)).to_json()
         if kept.training:
@@ -224,12 +235,14 @@ class SessionFlow:
         else:
             raise ValueError("nothing waits for you now")
 
-    def next_phase(self, view: SessionView) -> None:
-        """Training is enough. Raises ValueError elsewhere: a measured phase has its number of episodes."""
-        if self.kept.phase != "training":
-            raise ValueError("only training may be ended by hand: the others have their number of episodes")
+    def next_phase(self, now: float, view: SessionView) -> None:
+        """Training is enough, or what is measured cannot go on. Raises ValueError elsewhere: a measured phase has its number of episodes."""
         if self.stage in ("running", "starting", "label"):
             raise ValueError("an episode is running: finish it first")
+        if self._hopeless(now):
+            return self._give_up(view)
+        if self.kept.phase != "training":
+            raise ValueError("only training may be ended by hand: the others have their number of episodes")
         self._leave_training(view)
 
     def labelled(self, episode_id: str, success: bool) -> None:
@@ -271,7 +284,10 @@ class SessionFlow:
         requests = self._settle()
         episode = view.episode
         if self.stage == "prompt" and self.config.hands_off and episode.state not in RUNS:
-            self.stage, self._until = "countdown", now + self.config.reset_s
+            if self._hopeless(now):
+                self._give_up(view)
+                return requests
+            self.stage, self._until = "countdown", now + max(self.config.reset_s, AGAIN_S if self._attempts else 0.0)
         if self.stage == "countdown" and not seated and not self.config.hands_off:
             self.stage, self.problem = "prompt", "nobody is at the controls"
         elif self.stage == "countdown" and now >= self._until:
@@ -279,47 +295,53 @@ class SessionFlow:
                 self.stage, self.problem = "prompt", f"the guard is not armed ({view.guard_reason})"
                 return requests
             self.stage, self.problem, self._before, self._until = "starting", "", episode.id, now + START_PATIENCE_S
+            self._trying_since = self._trying_since or now
             return [*requests, *self._who_acts(), Request("start_episode")]
         elif self.stage == "starting":
             if episode.id and episode.id != self._before:
                 self.stage, self._episode, self._version_off = "running", episode.id, False
             elif now >= self._until:
                 self.refused("the episode did not start")
-        if self.stage == "running" and episode.id == self._episode:
-            self._watch(view)
+        if self.stage in ("running", "label") and episode.id == self._episode:
+            self._watch(view, now)
+        if self.stage == "label" and self.config.hands_off and (now >= self._until or episode.id != self._episode):
+            self._not_counted("nobody said how the episode went: it is played again")
         return requests
 
     def refused(self, text: str) -> None:
-        """The session said no to a start."""
+        """The session said no to a start, or to what must be so before it."""
         if self.stage == "starting":
             self.stage, self.problem = "prompt", text
+            self._attempts += 1
 
-    def _watch(self, view: SessionView) -> None:
+    def _watch(self, view: SessionView, now: float) -> None:
         episode = view.episode
-        if self.blinded and self.blind is not None and self.blind.arm == "new":
-            self._version_off |= view.weights.acting != self.kept.version
+        if self.blinded:
+            self._version_off |= view.weights.acting != self._due()
         if episode.state not in OVER:
             return
         if self._version_off:
-            self.problem = "another version acted: the episode is played again"
-            if self.blind is not None:
-                self.blind.discard()
-            self._again()
+            self._not_counted("another version acted than was asked for: the episode is played again")
         elif episode.state == "aborted":
-            self.problem = episode.detail or "the episode was aborted"
-            if self.blinded and self.blind is not None:
-                self.blind.discard()
-            self._again()
+            self._not_counted(episode.detail or "the episode was aborted")
         elif episode.outcome in ("success", "failure"):
             self._count(episode.outcome == "success")
-        else:
-            self.stage = "label"
+        elif self.stage != "label":
+            self.stage, self._until = "label", now + VERDICT_S
+
+    def _not_counted(self, why: str) -> None:
+        """The episode shows nothing: it is played again, and that is not tried for ever."""
+        self.problem = why
+        self._attempts += 1
+        if self.blinded and self.blind is not None:
+            self.blind.discard()
+        self._again()
 
     # ---- the record
 
     def _count(self, success: bool) -> None:
         kept, view = self.kept, self._view
-        self.problem = ""
+        self.problem, self._attempts, self._trying_since = "", 0, 0.0
         if kept.phase == "baseline":
             kept.baseline.append(success)
             if len(kept.baseline) >= self.config.baseline_episodes:
@@ -338,6 +360,17 @@ class SessionFlow:
         self.stage = "prompt"
         self._save()
 
+    def _hopeless(self, now: float) -> bool:
+        """Whether a measured episode has been tried often and long enough."""
+        measured = self.kept.phase in ("baseline", "comparison")
+        return measured and self._attempts >= ATTEMPTS and now - self._trying_since >= ATTEMPTS_S
+
+    def _give_up(self, view: SessionView) -> None:
+        """What cannot be measured has no result; what stood in its way is kept."""
+        played, total = self._progress()
+        self.kept.given_up = f"{TITLES[self.kept.phase].lower()} given up after {played} of {total} episodes and {self._attempts} more attempts: {self.problem}"
+        self._enter("report", view)
+
     def _leave_training(self, view: SessionView) -> None:
         if not self.config.comparison_episodes:
             return self._enter("report", view)
@@ -350,6 +383,7 @@ class SessionFlow:
 
     def _enter(self, phase: Phase, view: SessionView) -> None:
         self.kept.phase, self.stage, self.problem = phase, "prompt", ""
+        self._attempts, self._trying_since = 0, 0.0
         if phase == "comparison":
             self.kept.version = view.weights.promoted
             seed = None if self.config.seed < 0 else self.config.seed
@@ -366,19 +400,32 @@ class SessionFlow:
     # ---- what acts
 
     def _settle(self) -> list[Request]:
-        """Settings of a phase, given once: measured phases neither learn nor explore."""
+        """Settings of a phase, given once: measured phases do not learn. Nothing waits for a learner that is not there."""
         phase = self.kept.phase
         if self._settled == phase:
             return []
         self._settled = phase
-        measured = phase in ("baseline", "comparison")
-        base = [] if phase == "comparison" else [Request("use_base", phase == "baseline")]
-        return [Request("pause_learning", measured or phase == "report"), Request("explore", not measured), *base]
+        paused = [Request("pause_learning", {"on": phase != "training"}, must=False)]
+        return paused if phase in ("baseline", "training", "comparison") else [*paused, *self._free()]
+
+    @staticmethod
+    def _free() -> list[Request]:
+        return [Request("explore", {"on": True}), Request("act_with", {"version": ANNOUNCED})]
+
+    def _due(self) -> int:
+        """The version that plays the next episode of a measured phase."""
+        return self.kept.version if self.blind is not None and self.blinded and self.blind.arm == "new" else 0
 
     def _who_acts(self) -> list[Request]:
-        if not self.blinded or self.blind is None:
-            return []
-        return [Request("use_base", self.blind.arm == "old")]
+        """Before every start, because a node that was started again has forgotten it.
+
+        In the comparison the new version is asked for whoever is due: when it cannot be had, that shows before either arm's episodes,
+        and tells nobody which one it is.
+        """
+        if self.kept.phase == "training":
+            return self._free()
+        wanted = [self.kept.version, self._due()] if self.blinded else [self._due()]
+        return [Request("explore", {"on": False}), *(Request("act_with", {"version": v}) for v in wanted)]
 
 
 def read_session(folder: Path) -> Mapping[str, Any] | None:

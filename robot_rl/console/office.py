@@ -9,7 +9,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,7 @@ from robot_rl.console.bridge import Answer, Bridge, SessionView, TracePoint
 from robot_rl.console.clips import ClipRecorder
 from robot_rl.console.control import Desk, DeskConfig, Refused
 from robot_rl.console.feedback import Feelings
-from robot_rl.console.flow import SessionFlow
+from robot_rl.console.flow import Request, SessionFlow
 from robot_rl.console.library import Library
 from robot_rl.console.messages import Ask, Drive, Feel
 from robot_rl.console.notes import Notes
@@ -66,6 +66,7 @@ class Office:
         self._recorder: threading.Thread | None = None
         self.problem = ""
         self.feelings = Feelings(self.library.feel)
+        self._in_order = asyncio.Lock()
         self._settling: asyncio.Task[Any] | None = None
         self._rest, self._rest_minutes = RestClock(), 0
 
@@ -107,8 +108,8 @@ class Office:
             self._settling = asyncio.ensure_future(asyncio.to_thread(self.feelings.settle, running))
         if self.flow is not None:
             over = self.flow.done
-            for request in self.flow.look(view, time.monotonic(), self.desk.seat is not None):
-                self._later(self._flow_request(request.name, request.values))
+            if requests := self.flow.look(view, time.monotonic(), self.desk.seat is not None):
+                self._later(self._carry_out_all(self.flow, requests))
             if self.flow.done and not over:
                 self._later(asyncio.to_thread(write_session_report, self.folder, self.flow, self.library, self.notes))
         said = self.describe(view)
@@ -121,10 +122,16 @@ class Office:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _flow_request(self, name: str, values: Mapping[str, Any]) -> None:
-        answer = await self.bridge.ask(name, values, self.operator)
-        if not answer.ok and name == "start_episode" and self.flow is not None:
-            self.flow.refused(answer.text)
+    async def _carry_out_all(self, flow: SessionFlow, requests: Sequence[Request]) -> None:
+        """One after the other, and after those of earlier looks; nothing starts once something that must be so was refused."""
+        async with self._in_order:
+            for request in requests:
+                if request.name == "start_episode" and flow.stage != "starting":
+                    return  # it took too long: the page has said so already
+                answer = await self.bridge.ask(request.name, request.values, self.operator)
+                if not answer.ok and request.must:
+                    flow.refused(answer.text)
+                    return
 
     # ---- what pages are told
 
@@ -225,7 +232,7 @@ class Office:
             if name == "ready":
                 flow.ready(time.monotonic(), self.bridge.view(), self.desk.seat is not None)
             else:
-                flow.next_phase(self.bridge.view())
+                flow.next_phase(time.monotonic(), self.bridge.view())
             return Answer(True, flow.view(time.monotonic())["prompt"] if not flow.problem else flow.problem)
         if flow is not None and flow.kept.phase not in ("preflight", "report"):
             if name in ("promote", "rollback", "pause_learning") and flow.kept.phase != "training":

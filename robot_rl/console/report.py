@@ -32,7 +32,9 @@ def _signed(value: float) -> str:
 def _hero(result: dict[str, Any]) -> str:
     comparison = result.get("comparison")
     if comparison is None:
-        return "<p class='lead'>No blind comparison was finished in this session.</p>"
+        text = result.get("given_up", "")
+        why = f" {escape(text[:1].upper() + text[1:])}." if text else ""
+        return f"<p class='lead'>No blind comparison was finished in this session.{why}</p>"
     low, high = comparison["interval"]
     old, new = comparison["old"], comparison["new"]
     return (

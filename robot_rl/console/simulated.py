@@ -90,7 +90,8 @@ class SimulatedSession:
         self._drive: tuple[Drive, int, str] | None = None
         self._gripper_open, self._gripper_down = True, False
         self._ending: bool | None = None
-        self._start = self._abort = self._running = self._holding = self._use_base = False
+        self._start = self._abort = self._running = self._holding = False
+        self._pinned: int | None = None
         self._estopped, self._stopped_at = False, 0.0
         self._promoted: list[int] = [0]
         self._last_label: RewardEvent | None = None
@@ -188,8 +189,13 @@ class SimulatedSession:
             return self._weights(name)
         elif name == "pause_learning":
             self._say(learning_paused=bool(values["on"]))
-        elif name == "use_base":
-            self._use_base = bool(values["on"])
+        elif name == "act_with":
+            version = values["version"]
+            if version >= 0 and version not in self._policies:
+                return Answer(
+                    False, f"version {version} is not here: accepted are {', '.join(map(str, sorted(self._policies)))}"
+                )
+            self._pinned = None if version < 0 else version
         elif name in ("explore", "operator"):
             pass  # these policies have one way of acting, and samples bring their operator along
         else:
@@ -293,7 +299,7 @@ class SimulatedSession:
     def _begin(self, env: Environment) -> Observation:
         observation, _ = env.reset(seed=self._seed)
         self._seed += 1
-        acting = 0 if self._use_base else self._promoted[-1]
+        acting = self._promoted[-1] if self._pinned is None else self._pinned
         identity = new_ulid()
         meta = EpisodeMeta(
             identity, task=self._view.task, env_id=env.spec.env_id, seed=self._seed - 1, weights_version=acting,

@@ -75,7 +75,11 @@ def takeovers(episode: Episode) -> np.ndarray:
 
 
 def own_reward(episode: Episode, learner: LearnerConfig | None, stratum: Stratum | None = None) -> OwnReward:
-    """``takeover_reward`` on the policy's last step before each takeover, once. A demonstration has none, whoever made it."""
+    """``takeover_reward`` on the policy's last step before each takeover, once. A demonstration has none, whoever made it.
+
+    Where takeovers are the only reward, it is unknown (NaN) while a person drives and in episodes that nobody watched: that nobody took over
+    says nothing there, and taken for 0 it would teach that whatever was done was right (specification 2.11, ``human_steps: exclude``).
+    """
     if not isinstance(learner, OffPolicyConfig):
         return OwnReward()
     component, kind = np.zeros(len(episode), np.float32), Stratum(stratum or episode.meta.stratum)
@@ -85,6 +89,9 @@ def own_reward(episode: Episode, learner: LearnerConfig | None, stratum: Stratum
         return OwnReward()
     if kind is not Stratum.DEMONSTRATION:
         component[takeovers(episode)] = learner.takeover_reward
+        if not learner.task_reward:
+            driven = np.isin(episode.source, (int(Source.HUMAN), int(Source.LATCHED), int(Source.BLEND)))
+            component[driven | (episode.meta.extra.get("watched") is False)] = np.nan
     return OwnReward(component, learner.task_reward)
 
 

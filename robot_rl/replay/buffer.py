@@ -274,7 +274,7 @@ class ReplayBuffer:
             stratum: default is the episode's own.
             views: (L + 1, K - 1, C), the encodings beside ``conditioning``; needed where ``views`` K is more than one.
             reward_component: (L,) a reward of the learner's own (takeovers, say), added to the recorded one however late that
-                comes; it never reaches the store.
+                comes, NaN where nothing may be learned from a step; it never reaches the store.
             task_reward: False leaves the recorded reward out altogether, late ones included; needs a ``reward_component``.
             terminated: overrides what the recording says about its end.
 
@@ -313,7 +313,8 @@ class ReplayBuffer:
             raise ValueError(f"{who}: extra has {sorted(extra)}, expected {sorted(self._extra)}")
         extra = {k: _fit(v, (length, *self._extra[k].shape), f"{who}: {k}", self._extra[k].dtype) for k, v in extra.items()}
         if reward_component is not None:
-            reward_component = _fit(reward_component, (length,), f"{who}: reward_component").copy()
+            reward_component = np.array(reward_component, np.float32)
+            _fit(np.nan_to_num(reward_component, nan=0.0, posinf=np.inf, neginf=-np.inf), (length,), f"{who}: reward_component")
         elif not task_reward:
             raise ValueError(f"{who}: task_reward=False leaves no reward at all; accepted with a reward_component")
         starts, noise_rows = self._starts(episode, who)

@@ -58,7 +58,6 @@ CALLS: Mapping[str, tuple[str, bool | None]] = {
 SWITCHES = {
     "arm": names.ARM,
     "hold": names.HOLD,
-    "use_base": names.USE_BASE,
     "pause_learning": "learner_node/pause",
 }
 
@@ -256,6 +255,8 @@ class ConsoleNode(PlainNode):
             if answer.ok:
                 self._say(task=values["text"])
             return answer
+        if name == "act_with":
+            return await self._set("policy_node", "pin_version", int(values["version"]))
         if name == "explore":
             return await self._set("policy_node", "explore", bool(values["on"]))
         if name == "operator":
@@ -284,9 +285,11 @@ class ConsoleNode(PlainNode):
             return Answer(False, found)
         return Answer(bool(found.success), str(found.message))
 
-    async def _set(self, node: str, name: str, value: bool | str) -> Answer:
+    async def _set(self, node: str, name: str, value: bool | int | str) -> Answer:
         if isinstance(value, bool):
             wanted = ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=value)
+        elif isinstance(value, int):
+            wanted = ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=value)
         else:
             wanted = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
         request = SetParameters.Request(parameters=[ParameterMessage(name=name, value=wanted)])

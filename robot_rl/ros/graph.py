@@ -328,11 +328,12 @@ class _Robot:
             params |= {"max_episode_s": a.number("max_episode_s"), "swap_at": a["swap_at"]}
         if policy == "none":
             params |= {"policy": "none", "head": ""}
-        if self.sim:
-            if not a.true("guide"):  # a guided session starts its episodes itself
-                params |= {"episode_mode": "auto", "reset_service": "sim_node/reset"}
-            if "environment" in a.names("rewards"):
-                params["end_on_reward"] = ["env"]
+        if a.true("guide"):  # a guided session starts its episodes itself, whatever the graph's parameter file says
+            params["episode_mode"] = "manual"
+        elif self.sim:
+            params |= {"episode_mode": "auto", "reset_service": "sim_node/reset"}
+        if self.sim and "environment" in a.names("rewards"):
+            params["end_on_reward"] = ["env"]
         return self.node("policy_node", 6, params, remaps=remaps)
 
     def shipper(self) -> list[NodeSpec]:

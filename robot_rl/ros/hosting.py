@@ -75,6 +75,7 @@ class PolicyHost(VersionChoice):
         self.last_error = ""
         self.on_change: Callable[[], None] = lambda: None
         self._heads: dict[int, Head] = {}
+        self._wanted = 0
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._subscribers: dict[str, WeightSubscriber] = {}
@@ -166,7 +167,7 @@ class PolicyHost(VersionChoice):
     def decide(self, request: DecisionRequest) -> Decision:
         from robot_rl.policies.remote.errors import PolicyUnavailable
 
-        policy = self.policy(0) if self.use_base and self.acting.version else self.acting
+        policy = self.policy(0) if self.deciding != self.acting.version else self.acting
         try:
             return policy.decide([request])[0]
         except PolicyUnavailable as error:  # the next request tries again
@@ -186,14 +187,15 @@ class PolicyHost(VersionChoice):
         super().notice(notices)
         self._wake.set()
 
-    def has(self, version: int) -> bool:
-        return version in self._heads
+    def want(self, version: int) -> None:
+        self._wanted = version
+        self._wake.set()
 
     def fetch(self, version: int) -> bool:
         """Load exactly this version from the local folder, if it is there (what acted before a restart). For configure."""
         if version > 0 and self._head_config is not None and version not in self._heads and (source := self._local()):
             self._poll(source, version)
-        return version == 0 or version in self._heads
+        return self.has(version)
 
     def set_explore(self, explore: bool) -> None:
         """Whether heads sample or act deterministically, from now on."""
@@ -246,11 +248,21 @@ class PolicyHost(VersionChoice):
                             self._poll(source, notice.version, key)
                 elif (source_ := self._local()) is not None:
                     self._poll(source_, None)
+                if not self.has(self._wanted):
+                    self._look_for(self._wanted)
             except Exception as error:  # whatever is wrong with new weights, the acting version goes on
                 self.last_error = str(error)
                 self._log(f"weights: {error}")
                 self._stop.wait(POLL_S)
             self.on_change()
+
+    def _look_for(self, version: int) -> None:
+        """A version that nobody announces any more: in the local folder, then wherever versions have come from."""
+        local = self._local()
+        found = [] if local is None else [("local", local)]
+        for key, source in found + [(k, s.source) for k, s in self._subscribers.items()]:
+            if not self.has(version):
+                self._poll(source, version, key)
 
     def _poll(self, source: WeightSource, version: int | None, key: str = "local") -> None:
         subscriber = self._subscribers.get(key)
@@ -264,7 +276,7 @@ class PolicyHost(VersionChoice):
         self.last_error = subscriber.last_error
         if manifest is None:
             return
-        wanted = {self.acting.version, *(n.version for n in self._notices.values())}
+        wanted = {self.acting.version, self._wanted, self.pinned, *(n.version for n in self._notices.values())}
         for old in sorted(self._heads)[: max(0, len(self._heads) - KEEP_HEADS)]:
             if old not in wanted:
                 self._heads.pop(old)
@@ -273,7 +285,7 @@ class PolicyHost(VersionChoice):
         head.load_state_dict(subscriber.tensors)
         head.eval()
         self._heads[manifest.version] = head
-        if not self._notices:
+        if not self._notices and version is None:
             self.offered = self.policy(manifest.version)
 
     def _dry(self, tensors: dict[str, Any]) -> bool:

@@ -102,6 +102,7 @@ class Child:
             while True:
                 head, _ = self.news.receive()
                 self.host.notice([WeightsNotice(**n) for n in head["notices"]])
+                self.host.want(head["wanted"])
         except (EOFError, OSError):
             os._exit(0)
 

@@ -146,6 +146,13 @@ POLICY_PARAMETERS = (
     Parameter("configure_timeout_s", 60.0, "longest time configure may take", CONFIGURE, (5.0, 600.0)),
     Parameter("swap_at", "episode", "when new weights may start to act", RUN_TIME, choices=("episode", "chunk")),
     Parameter("explore", True, "sample from the head; false: its deterministic action", EPISODE),
+    Parameter(
+        "pin_version",
+        -1,
+        "only this version acts, 0: the base, whatever the learner announces; -1: what it announces",
+        EPISODE,
+        (-1, 2**31 - 1),
+    ),
     Parameter("weights_url", "", "http(s) address of the learner's endpoint; empty: what the notice says", CONFIGURE),
     Parameter("token_file", "", "file with the bearer token of that endpoint, mode 0600", CONFIGURE),
     Parameter("record", True, "record episodes", EPISODE),

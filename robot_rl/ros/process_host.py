@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -124,6 +124,7 @@ class ProcessHost(VersionChoice):
         self.acting = Version(0, "base")
         self.spec: PolicySpec
         self._versions: frozenset[int] = frozenset()
+        self._wanted = 0
         self._refused = self._refused_before = 0
         self._failure: tuple[str, bool] | None = None
         self._news = threading.Condition()
@@ -212,8 +213,14 @@ class ProcessHost(VersionChoice):
 
     # ---- versions
 
-    def has(self, version: int) -> bool:
-        return version in self._versions
+    @property
+    def versions(self) -> Collection[int]:
+        return self._versions
+
+    def want(self, version: int) -> None:
+        self._wanted = version
+        if self._child is not None and self.ready:
+            self._tell(self._child)
 
     def policy(self, version: int) -> Version:
         return Version(version, "base" if version == 0 else "explore" if self.config.explore else "eval")
@@ -231,7 +238,7 @@ class ProcessHost(VersionChoice):
 
     def _tell(self, child: _Child) -> None:
         with suppress(OSError):  # it is gone; its successor is told when it has loaded
-            child.news.send({"notices": [asdict(n) for n in self._notices.values()]})
+            child.news.send({"notices": [asdict(n) for n in self._notices.values()], "wanted": self._wanted})
 
     # ---- news (a thread of the child's)
 
@@ -275,14 +282,14 @@ class ProcessHost(VersionChoice):
         self._refused_before += self._refused if not first else 0
         self._state(head["state"])
         acting = Version(head["acting"]["version"], head["acting"]["mode"])
-        if first or not (self.acting.version == 0 or self.has(self.acting.version)):
+        if first or not self.has(self.acting.version):
             self.acting = acting
         with self._news:
             self.ready, self._pause = True, RESTART_S[0]
             self._news.notify_all()
         if not first:
             self._log("the inference process is back")
-        if self._notices:
+        if self._notices or self._wanted:
             self._tell(child)
 
     def lost(self, child: _Child) -> None:

@@ -292,9 +292,10 @@ class Session:
         index = self.recording.index
         if self.host is not None:
             self.host.set_explore(self.p["explore"])
+            self.host.pin(None if self.p["pin_version"] < 0 else self.p["pin_version"])
             draw = float(seeding.rng("candidate", self.robot.name, self.p["seed"], index).random())
             self.host.take(candidate_draw=draw)
-        version = 0 if self.host is None else self.host.acting.version
+        version = 0 if self.host is None else self.host.deciding
         extra = {"robot": self.robot.name, "robot_hash": self.robot_hash, "parameters": self._recorded_parameters()}
         if self.host is not None:
             extra |= {"mode": self.host.acting.mode, "head": self.p["head"]}
@@ -406,6 +407,8 @@ class Session:
             raise ValueError("policy is none: there is no base policy")
         self.host.use_base = wanted
         self._drop_chunk()
+        if self.running:
+            self.recording.say(weights_version=self.host.deciding)
         return "the base policy acts" if wanted else "the head acts"
 
     def _drop_chunk(self) -> None:
@@ -506,7 +509,7 @@ class Session:
         self._accept(self._decided())
         if not stale and not self.holding and loop.wants_chunk and not self.worker.busy and self.host.ready:
             if self.p["swap_at"] == "chunk" and self.arbiter.state is State.AUTONOMOUS and self.host.take():
-                self.recording.say(weights_version=self.host.acting.version)
+                self.recording.say(weights_version=self.host.deciding)
             self.worker.submit(loop.request(latency_rows if continues else None))
         if scheduler.rows_left(loop.step) == 0 and self.worker.busy:
             # The first command of an episode may wait for its chunk, when that is about to come. Later ones leave on time, with a

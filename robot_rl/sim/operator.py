@@ -58,4 +58,4 @@ class SimulatedOperator:
         )
 
     def report(self) -> dict[str, Any]:
-        return {"human_steps": self.steps}
+        return {"human_steps": self.steps, "watched": self._watches}

@@ -16,6 +16,7 @@ from console_kit import Page, connect, live
 
 from robot_rl.console.bridge import EpisodeView, SessionView, WeightsView
 from robot_rl.console.flow import FlowConfig, SessionFlow
+from robot_rl.console.report import render
 from robot_rl.replay.store import EpisodeStore
 
 httpx = pytest.importorskip("httpx", reason="pip install httpx")
@@ -27,9 +28,10 @@ class Robot:
     """A session that does what the flow asks for; episodes end when told."""
 
     def __init__(self, flow: SessionFlow, rates: dict[str, float] | None = None) -> None:
-        self.flow, self.view, self.now, self.base = flow, READY, 0.0, False
+        self.flow, self.view, self.now, self.pinned = flow, READY, 0.0, -1
+        self.ready = {0, 3}  # versions that can act
         self.rates, self.rng = rates or {"old": 0.5, "new": 0.9}, np.random.default_rng(0)
-        self.asked: list[tuple[str, bool | None]] = []
+        self.asked: list[tuple] = []
         self.count = 0
 
     def look(self, seconds: float = 0.2, seated: bool = True) -> list[str]:
@@ -37,12 +39,18 @@ class Robot:
         names = []
         for request in self.flow.look(self.view, self.now, seated):
             names.append(request.name)
-            self.asked.append((request.name, request.on))
-            if request.name == "use_base":
-                self.base = bool(request.on)
+            self.asked.append((request.name, *request.values.values()))
+            if request.name == "act_with":
+                if request.values["version"] not in {*self.ready, -1}:
+                    self.flow.refused(f"version {request.values['version']} is not ready here")
+                    break
+                self.pinned = request.values["version"]
             if request.name == "start_episode":
                 self.count += 1
-                self.view = replace(self.view, episode=EpisodeView(f"episode-{self.count}", "running", self.count))
+                weights = self.view.weights
+                acting = weights.promoted if self.pinned < 0 else self.pinned
+                episode = EpisodeView(f"episode-{self.count}", "running", self.count)
+                self.view = replace(self.view, episode=episode, weights=replace(weights, acting=acting))
         return names
 
     def play(self, outcome: str = "", state: str = "committed") -> None:
@@ -54,7 +62,7 @@ class Robot:
             if self.flow.stage == "running":
                 break
         assert self.flow.stage == "running", (self.flow.stage, self.flow.problem)
-        rate = self.rates["old" if self.base else "new"]
+        rate = self.rates["old" if self.pinned == 0 else "new"]
         outcome = outcome or ("success" if self.rng.random() < rate else "failure")
         self.view = replace(self.view, episode=replace(self.view.episode, state=state, outcome=outcome))
         self.look()
@@ -91,22 +99,23 @@ def test_a_whole_session(tmp_path):
     assert flow.kept.phase == "baseline"
     for _ in range(3):
         robot.play()
-    assert ("use_base", True) in robot.asked
+    assert ("act_with", 0) in robot.asked
     assert ("explore", False) in robot.asked
     assert ("pause_learning", True) in robot.asked
     assert flow.kept.phase == "training"
     robot.asked.clear()
     robot.play()
     robot.play()
-    assert {("use_base", False), ("explore", True), ("pause_learning", False)} <= set(robot.asked)
-    flow.next_phase(robot.view)
+    assert {("act_with", -1), ("explore", True), ("pause_learning", False)} <= set(robot.asked)
+    flow.next_phase(robot.now, robot.view)
     assert flow.blinded
     robot.asked.clear()
     arms = []
     while flow.blinded:
         arms.append(flow.blind.arm)
         robot.play()
-        assert robot.base == (arms[-1] == "old"), "the arm that is due acts"
+        assert robot.pinned == (0 if arms[-1] == "old" else 3), "the arm that is due acts"
+    assert ("explore", False) in robot.asked
     assert sorted(arms) == ["new"] * 4 + ["old"] * 4
     assert tuple(arms) == flow.blind.order
     assert flow.done
@@ -115,7 +124,7 @@ def test_a_whole_session(tmp_path):
     assert result["baseline"]["n"] == 3
     assert result["version"] == 3
     robot.look()
-    assert robot.asked[-3:] == [("pause_learning", True), ("explore", True), ("use_base", False)]
+    assert robot.asked[-3:] == [("pause_learning", True), ("explore", True), ("act_with", -1)]
 
 
 def test_nothing_moves_without_a_person_at_the_controls(tmp_path):
@@ -131,7 +140,7 @@ def test_nothing_moves_without_a_person_at_the_controls(tmp_path):
     assert "start_episode" not in robot.look(2.0)
     assert "not armed (silence)" in flow.problem
     with pytest.raises(ValueError, match="only training"):
-        flow.next_phase(robot.view)
+        flow.next_phase(robot.now, robot.view)
 
 
 def test_episodes_without_a_verdict_wait_for_one(tmp_path):
@@ -158,13 +167,14 @@ def test_episodes_without_a_verdict_wait_for_one(tmp_path):
 def test_a_version_that_changed_under_the_comparison_does_not_count(tmp_path):
     flow, robot = begun(tmp_path, baseline_episodes=0)
     robot.play()
-    flow.next_phase(robot.view)
+    flow.next_phase(robot.now, robot.view)
     while flow.blind.arm != "new":
         robot.play()
     played = flow.blind.played
     flow.ready(robot.now, robot.view, True)
     robot.look(2.0)
     robot.look()
+    assert robot.view.weights.acting == 3
     robot.view = replace(robot.view, weights=replace(robot.view.weights, acting=4))
     robot.look()
     robot.view = replace(robot.view, episode=replace(robot.view.episode, state="committed", outcome="success"))
@@ -172,6 +182,86 @@ def test_a_version_that_changed_under_the_comparison_does_not_count(tmp_path):
     assert flow.blind.played == played
     assert flow.blind.discarded == 1
     assert "another version" in flow.problem
+
+
+def test_a_learner_that_goes_on_publishing_does_not_touch_the_comparison(tmp_path):
+    """What is compared is what was promoted when training ended, however many versions are promoted beside it."""
+    flow, robot = begun(tmp_path, baseline_episodes=0)
+    robot.play()
+    flow.next_phase(robot.now, robot.view)
+    promoted = 3
+    while flow.blinded:
+        promoted += 1
+        robot.view = replace(robot.view, weights=replace(robot.view.weights, promoted=promoted, newest=promoted))
+        robot.ready.add(promoted)
+        robot.play()
+    assert flow.result()["version"] == 3
+    assert flow.result()["comparison"]["discarded"] == 0
+    assert robot.count == 1 + 8
+
+
+def test_a_version_that_cannot_be_had_ends_the_comparison_in_bounded_time(tmp_path):
+    """Without a person it ends by itself and says why; whoever is due, the refusal is the same, so it gives nobody away."""
+    flow, robot = begun(tmp_path, baseline_episodes=0, training_episodes=1, hands_off=True, reset_s=0.0)
+    robot.play("success")
+    assert flow.blinded
+    robot.play()
+    robot.ready = {0}
+    began, said = robot.now, set()
+    while flow.blinded:
+        robot.look()
+        said.add(flow.problem)
+        assert robot.now - began < 120.0, "it goes on for ever"
+    assert said - {""} == {"version 3 is not ready here"}
+    assert robot.count == 2, "no episode was played by anything else"
+    assert flow.done
+    assert flow.result()["given_up"].startswith("blind comparison given up after 1 of 8 episodes")
+    assert "version 3 is not ready here" in flow.result()["given_up"]
+    assert "comparison" not in flow.result()
+    assert "Blind comparison given up after 1 of 8" in render(flow.result(), [], [], "a run")
+    assert SessionFlow(flow.config, tmp_path).kept.phase == "preflight"
+
+
+def test_without_a_person_an_episode_without_a_verdict_is_played_again(tmp_path):
+    """A verdict may come a little after the end; where none comes, nobody is there to be waited for."""
+    flow, robot = begun(tmp_path, baseline_episodes=2, hands_off=True, reset_s=0.0)
+    robot.play("none", state="ended")
+    assert flow.stage == "label"
+    robot.look(5.0)
+    robot.view = replace(robot.view, episode=replace(robot.view.episode, state="committed", outcome="success"))
+    robot.look()
+    assert flow.kept.baseline == [True], "it came late"
+    robot.play("none")
+    robot.look(11.0)
+    assert "nobody said" in flow.problem
+    robot.play("failure")
+    assert flow.kept.baseline == [True, False]
+    assert flow.kept.phase == "training"
+
+
+def test_a_person_may_end_a_comparison_that_cannot_go_on_or_put_it_right(tmp_path):
+    flow, robot = begun(tmp_path, baseline_episodes=0)
+    robot.play()
+    flow.next_phase(robot.now, robot.view)
+    robot.ready = {0}
+    for _ in range(5):
+        with pytest.raises(ValueError, match="only training"):
+            flow.next_phase(robot.now, robot.view)
+        flow.ready(robot.now, robot.view, True)
+        robot.look(16.0)
+        assert (flow.stage, flow.problem) == ("prompt", "version 3 is not ready here")
+    assert flow.view(robot.now)["hopeless"]
+    robot.ready = {0, 3}
+    robot.play()
+    assert flow.blind.played == 1
+    assert not flow.view(robot.now)["hopeless"], "it was put right"
+    robot.ready = {0}
+    for _ in range(5):
+        flow.ready(robot.now, robot.view, True)
+        robot.look(16.0)
+    flow.next_phase(robot.now, robot.view)
+    assert flow.done
+    assert "comparison" not in flow.result()
 
 
 def test_without_a_promoted_version_there_is_nothing_to_compare(tmp_path):
@@ -185,7 +275,7 @@ def test_without_a_promoted_version_there_is_nothing_to_compare(tmp_path):
 def test_a_session_goes_on_where_it_was(tmp_path):
     flow, robot = begun(tmp_path, baseline_episodes=0)
     robot.play("success")
-    flow.next_phase(robot.view)
+    flow.next_phase(robot.now, robot.view)
     for _ in range(3):
         robot.play()
     again = SessionFlow(flow.config, tmp_path)

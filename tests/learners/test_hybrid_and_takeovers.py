@@ -183,15 +183,23 @@ def test_row_20_the_takeover_penalty_lands_on_the_step_before_once(sources: list
     assert takeovers(e).tolist() == at
     config = OffPolicyConfig(algorithm="chunk_sac", takeover_reward=-1.0, task_reward=False)
     own = own_reward(e, config)
-    assert np.flatnonzero(own.component).tolist() == at
-    assert own.component.sum() == -len(at)
+    assert np.flatnonzero(np.nan_to_num(own.component)).tolist() == at
+    assert np.nansum(own.component) == -len(at)
+    assert np.isnan(own.component).tolist() == [s in (H, L, B) for s in sources], "nobody can take over from themselves"
+    beside = own_reward(e, replace(config, task_reward=True))
+    assert beside.component.sum() == -len(at)
+    unwatched = own_reward(replace(e, meta=replace(e.meta, extra={"watched": False})), config)
+    assert np.isnan(unwatched.component).all(), "where nobody looks, no takeover means nothing"
     assert own_reward(e, config, Stratum.DEMONSTRATION).component.sum() == 0
     assert own_reward(e, OffPolicyConfig()).component is None
 
 
 @pytest.mark.parametrize("task", [True, False])
 def test_rows_19_and_21_takeovers_in_the_buffer(task: bool) -> None:
-    """Every human step stays, in both pools and as executed, the last one too; late task rewards add up, or are left out."""
+    """Every human step stays, in both pools and as executed, the last one too; late task rewards add up, or are left out.
+
+    Without the task's rewards what a person drove is kept and not drawn: there is no reward to learn from.
+    """
     base = SmoothBase(n_action_steps=1)
     buffer = ReplayBuffer(
         100, conditioning_dim=3, action_dim=3, window=WindowConfig(1, 0.9), delta_mask=ARM.delta_mask, extra=RETURNS
@@ -202,27 +210,32 @@ def test_rows_19_and_21_takeovers_in_the_buffer(task: bool) -> None:
     before = e.reward.copy()
     ingest(buffer, e, base, learner=config)
     assert np.array_equal(e.reward, before)  # the recorded reward is never touched
-    assert {s: n for s, n in buffer.starts().items() if n} == {Stratum.ONLINE: 6, Stratum.INTERVENTION: 3}
+    counts = {Stratum.ONLINE: 6, Stratum.INTERVENTION: 3} if task else {Stratum.ONLINE: 3}
+    assert {s: n for s, n in buffer.starts().items() if n} == counts
     takeover = np.array([0, -1, 0, 0, -1, 0], np.float32)
+    drawn = range(6) if task else (0, 1, 4)
 
     def rewards() -> list[float]:
         windows = buffer.sample(200, np.random.default_rng(0), {Stratum.ONLINE: 1.0})
-        return [float(windows.reward[windows.step == t][0]) for t in range(6)]
+        assert set(windows.step.tolist()) == set(drawn)
+        return [float(windows.reward[windows.step == t][0]) for t in drawn]
 
-    assert rewards() == (takeover + (1.0 if task else 0.0)).tolist()
+    assert rewards() == (takeover + (1.0 if task else 0.0))[list(drawn)].tolist()
+    buffer.update_reward(RewardEvent("e", 2, "judge", 5.0, event_id="1"))  # about the very transition of the takeover
+    assert rewards()[1] == (4.0 if task else -1.0)
+    if not task:
+        return
     windows = buffer.sample(50, np.random.default_rng(0), {Stratum.INTERVENTION: 1.0})
     assert set(windows.step.tolist()) == {2, 3, 5}
     for w in range(50):
         executed = base.normalize_action(torch.from_numpy(e.action[windows.step[w]])).clamp(-1, 1).numpy()
         np.testing.assert_allclose(windows.action[w, 0], executed, atol=1e-6)
     assert float(windows.discount[windows.step == 5][0]) == 0.0
-    buffer.update_reward(RewardEvent("e", 2, "judge", 5.0, event_id="1"))  # about the very transition of the takeover
-    assert rewards()[1] == (4.0 if task else -1.0)
 
 
 def test_without_task_reward_unknown_rewards_are_no_obstacle() -> None:
     base, config = SmoothBase(), OffPolicyConfig(algorithm="hybrid_sac", takeover_reward=-1.0, task_reward=False)
-    e = episode("e", [P, P, P, H])
+    e = episode("e", [P, P, P, P])
     e.reward[:] = np.nan
     extra = RETURNS | GRIPPER
     buffer = ReplayBuffer(

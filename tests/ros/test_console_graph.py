@@ -36,7 +36,7 @@ def test_the_page_is_one_more_device():
 def test_a_guided_session_starts_its_episodes_itself():
     given = {**GIVEN, "guide": "true", "baseline_episodes": "5", "hands_off": "true", "reset_s": "1.5"}
     nodes = by_name(graph("sim_session").build(given))
-    assert "episode_mode" not in nodes["policy_node"].params
+    assert nodes["policy_node"].params["episode_mode"] == "manual", "the graph's own file says auto"
     page = nodes["console_node"].params
     assert (page["guide"], page["baseline_episodes"], page["comparison_episodes"]) == (True, 5, 20)
     assert (page["hands_off"], page["reset_s"], page["reset_service"]) == (True, 1.5, "sim_node/reset")

@@ -120,6 +120,22 @@ def test_decisions_are_those_of_a_thread_and_a_killed_process_comes_back(run):
         same(2)
         assert there.decide(request(there, 2)).weights_version == 2
 
+        # Pinned: that one alone acts, also one that was dropped from memory or has never been there, and a newer one waits.
+        for host in (here, there):
+            host.pin(1)
+            assert host.take()
+        same(4)
+        publish(run, seed=4)
+        for host in (here, there):
+            until(lambda host=host: host.has(4) and host.offered is not None)
+            assert not host.take()
+            assert host.acting.version == 1
+            with pytest.raises(ValueError, match="version 9 is not ready here"):
+                host.pin(9)
+            host.pin(2)
+            assert host.take()
+        same(5)
+
         # kill -9 while a decision is asked for, and while none is: said so, and the next child acts with the same version.
         worker = InferenceWorker(there.decide)
         for busy in (True, False):

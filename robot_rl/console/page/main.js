@@ -243,7 +243,8 @@ function run() {
     put("ready", found.phase === "preflight" ? "Begin the session" : "Ready");
     $("ready").hidden = found.phase === "report";
     $("ready").disabled = !mine || (found.phase !== "preflight" && found.stage !== "prompt") || (found.phase === "preflight" && found.checks.some((c) => !c.ok));
-    $("next-phase").hidden = found.phase !== "training";
+    $("next-phase").hidden = found.phase !== "training" && !found.hopeless;
+    put("next-phase", found.hopeless ? "End without a result" : "End training");
     $("next-phase").disabled = !mine || ["running", "starting", "label"].includes(found.stage);
     $("report").hidden = found.phase !== "report";
     const compared = found.result?.comparison;
