@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
 from std_msgs.msg import Bool, Header, Int8
@@ -78,7 +77,6 @@ class PolicyNode(ManagedNode):
             self.create_service(kind, f"~/{name}", callback)
         threshold = JumpThreshold(min_forward=Duration(seconds=1), min_backward=Duration(nanoseconds=-1), on_clock_change=False)
         self._jump = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
-        self.add_on_set_parameters_callback(self._on_set_pin)  # before the table's own check, which keeps what it is given
         self.create_timer(0.1, self._slow_tick)
         self.add_check("policy", self._check_loop)
         self.add_check("observations", self._check_observations)
@@ -268,17 +266,6 @@ class PolicyNode(ManagedNode):
 
     def _on_use_base(self, request: Any, response: Any) -> Any:
         return self._answer(response, lambda s: s.use_base(bool(request.data)))
-
-    def _on_set_pin(self, changes: list[Any]) -> SetParametersResult:
-        """A version that could not act is refused when it is set, not when an episode starts."""
-        host = self.session.host if self.session is not None else None
-        try:
-            for change in changes:
-                if change.name == "pin_version" and isinstance(change.value, int) and change.value >= 0 and host is not None:
-                    host.check_pin(change.value)
-        except ValueError as error:
-            return SetParametersResult(successful=False, reason=f"pin_version={change.value}: {error}")
-        return SetParametersResult(successful=True)
 
     # ---- ten times a second: failures of the play-out, automatic episodes
 

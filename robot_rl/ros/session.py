@@ -96,7 +96,7 @@ class Session:
         else:
             self.features, action = self.robot.features, self.robot.action_spec()
             n_obs, n_rows, horizon, noise, base_hash, stats_hash = 1, 1, None, None, "", ""
-        if reason := self.refuse(p.snapshot()):
+        if reason := self.refuse({name: p[name] for name in ("n_action_steps", "blend")}):  # a pinned version may yet come
             raise ValueError(reason)
         self.arbiter = OperatorArbiter(action, ArbiterConfig(handback_s=p["handback_blend_s"]))
         self.loop = RobotLoop(self.robot, action, n_obs_steps=n_obs, n_action_steps=n_rows, arbiter=self.arbiter)
@@ -139,6 +139,11 @@ class Session:
             return f"n_action_steps={changes['n_action_steps']}: the policy's chunks have {horizon} rows"
         if changes.get("blend") == "rtc" and self._cannot_continue:
             return f"blend='rtc': {self._cannot_continue}; accepted are auto, linear, none"
+        if changes.get("pin_version", -1) >= 0 and self.host is not None:
+            try:
+                self.host.check_pin(changes["pin_version"])
+            except ValueError as error:
+                return f"pin_version={changes['pin_version']}: {error}"
         return ""
 
     @property
