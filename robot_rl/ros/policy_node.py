@@ -23,6 +23,7 @@ from std_srvs.srv import SetBool, Trigger
 from robot_rl.intervention.arbiter import Request
 from robot_rl.ros import conversion, names, qos
 from robot_rl.ros.base import ERROR, OK, WARN, ManagedNode, run
+from robot_rl.ros.deciding import refusal
 from robot_rl.ros.parameters import accept_all
 from robot_rl.wire import (
     EpisodeStatus,
@@ -98,7 +99,7 @@ class PolicyNode(ManagedNode):
         began = time.monotonic()
         self.session = session = Session(self)
         session.build()
-        self.parameters.refuse = session.refuse
+        self.parameters.refuse = partial(refusal, session.host)
         listen = self._listening.append
         for channel, hop in session.hops.items():
             executed, operator = f"{names.EXECUTED}/{channel}", f"{names.OPERATOR_ACTION}/{channel}"

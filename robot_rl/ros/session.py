@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,14 @@ from robot_rl.robots.validation import warnings
 from robot_rl.ros import conversion, names, qos
 from robot_rl.ros.base import set_priority
 from robot_rl.ros.commands import Hop
+from robot_rl.ros.deciding import Deciding, refusal
 from robot_rl.ros.hosting import HostConfig, PolicyHost
-from robot_rl.ros.inference import HostGone, InferenceWorker
 from robot_rl.ros.playout import IntervalStatistics, Playout
 from robot_rl.ros.process_host import Perception, ProcessHost
 from robot_rl.ros.recording import Recording
 from robot_rl.ros.synchroniser import Feedback, Synchroniser
 from robot_rl.runtime.robot_loop import RobotLoop
-from robot_rl.types import Decision, Observation, SafetyFlag, Source
+from robot_rl.types import Observation, SafetyFlag, Source
 from robot_rl.wire import GuardEvent, GuardState, OperatorState, PolicyHealth, StepReward
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ S = 1_000_000_000
 GUARD_SILENT_S = 0.10
 ONE_PROCESS_HZ = 10.0  # commands a second up to which inference beside them in one process is quick enough
 ALIGN_OFFSET_S = 0.002
-RTC_AGAIN_S = 60.0  # after so long, real-time chunking is tried again where it took too long
 LEAD = 0.15  # of a command period: so long before a command is due its control step begins
 LEAD_S = (0.0015, 0.006)
 CONTROL_COST_S = 0.0015
@@ -52,7 +51,7 @@ class Session:
     def __init__(self, node: PolicyNode) -> None:
         self.node, self.p = node, node.parameters
         self.host: PolicyHost | ProcessHost | None = None
-        self.worker: InferenceWorker | None = None
+        self.deciding: Deciding | None = None
         self.recording: Recording
         self._closers: list[Any] = []
         self._playout: Playout | None = None
@@ -67,11 +66,9 @@ class Session:
         self._last_state = State.AUTONOMOUS
         self._stamp = self._last_command = 0
         self._due = self._prepared = False
-        self._slow_since: float | None = None  # steady seconds: continuing a chunk has taken too long since then
         self._starts_at = 0.0  # steady seconds: an episode that has begun waits for its first control step until then
         self._operator: dict[str, tuple[np.ndarray, int]] = {}
         self._operator_device = ""  # the one that took over last
-        self.undecided = ""  # why there is no decision, while a policy server or the inference process is away
 
     # ---- configure
 
@@ -96,13 +93,13 @@ class Session:
         else:
             self.features, action = self.robot.features, self.robot.action_spec()
             n_obs, n_rows, horizon, noise, base_hash, stats_hash = 1, 1, None, None, "", ""
-        if reason := self.refuse({name: p[name] for name in ("n_action_steps", "blend")}):  # a pinned version may yet come
+        if reason := refusal(
+            self.host, {name: p[name] for name in ("n_action_steps", "blend")}
+        ):  # a pinned version may yet come
             raise ValueError(reason)
         self.arbiter = OperatorArbiter(action, ArbiterConfig(handback_s=p["handback_blend_s"]))
         self.loop = RobotLoop(self.robot, action, n_obs_steps=n_obs, n_action_steps=n_rows, arbiter=self.arbiter)
         self.hops = {c.name: Hop(c.command, self.robot) for c in self.loop.channels}
-        self._default_rows = n_rows
-        self._tune()
         self.recording = Recording(
             node.publish_status, node.folder_of_store(), features=self.features, action=action, noise_shape=noise,
             chunk_horizon=horizon, base_hash=base_hash, stats_hash=stats_hash, robot_hash=self.robot_hash, flush_s=p["wal_flush_s"],
@@ -124,45 +121,21 @@ class Session:
         self.period_s = 1.0 / self.robot.rates.command_hz
         self.control_s = 1.0 / self.robot.rates.control_hz
         # How long a control step may wait for a chunk when it has none. Simulated time waits for nobody's processor.
-        self.grace_s = 2.0 * self.control_s if node.sim_time else min(0.4 * self.control_s, 0.4 * self.period_s)
+        grace_s = 2.0 * self.control_s if node.sim_time else min(0.4 * self.control_s, 0.4 * self.period_s)
         self.lead_s = float(np.clip(LEAD * self.period_s, *LEAD_S))
         self.intervals = IntervalStatistics(self.period_s)
         if self.host is not None:
-            self.worker = InferenceWorker(self.host.decide)
-            self._closers.append(self.worker.close)
+            self.deciding = Deciding(
+                self.host,
+                self.loop.loop,
+                p,
+                control_s=self.control_s,
+                grace_s=grace_s,
+                waits=node.sim_time,
+                warn=node.log_sometimes,
+            )
+            self._closers.append(self.deciding.close)
             self.host.start_watching()
-
-    def refuse(self, changes: Mapping[str, Any]) -> str:
-        """Why parameters cannot take these values with this policy; nothing where they can."""
-        horizon = 256 if self.host is None else self.host.spec.horizon
-        if changes.get("n_action_steps", 0) > horizon:
-            return f"n_action_steps={changes['n_action_steps']}: the policy's chunks have {horizon} rows"
-        if changes.get("blend") == "rtc" and self._cannot_continue:
-            return f"blend='rtc': {self._cannot_continue}; accepted are auto, linear, none"
-        if changes.get("pin_version", -1) >= 0 and self.host is not None:
-            try:
-                self.host.check_pin(changes["pin_version"])
-            except ValueError as error:
-                return f"pin_version={changes['pin_version']}: {error}"
-        return ""
-
-    @property
-    def _cannot_continue(self) -> str:
-        return "policy is none" if self.host is None else self.host.cannot_continue
-
-    @property
-    def joining(self) -> str:
-        """How chunks are joined: ``rtc``, ``linear`` or ``none``."""
-        wanted = str(self.p["blend"])
-        return wanted if wanted != "auto" else "linear" if self._cannot_continue else "rtc"
-
-    def _tune(self) -> None:
-        """Parameters that may change at run time, from the next chunk on."""
-        scheduler, blend_s = self.loop.scheduler, self.p["handback_blend_s"]
-        scheduler.n_action_steps = self.p["n_action_steps"] or self._default_rows
-        scheduler.blend_steps = 0 if self.joining == "none" else self.p["blend_steps"]
-        if self.arbiter.config.handback_s != blend_s:
-            self.arbiter.config = replace(self.arbiter.config, handback_s=blend_s)
 
     @property
     def in_process(self) -> bool:
@@ -199,8 +172,8 @@ class Session:
 
     def look(self) -> None:
         """Ten times a second, in the node's thread: an inference process that hangs is killed, one that is gone starts again."""
-        if isinstance(self.host, ProcessHost) and self.worker is not None:
-            if taken := self.worker.hung():
+        if isinstance(self.host, ProcessHost) and self.deciding is not None:
+            if taken := self.deciding.worker.hung():
                 self.host.kill(f"a decision has taken {taken:.1f} s so far")
             self.host.look()
 
@@ -318,8 +291,8 @@ class Session:
                 writer.abort()
             self.recording.aborted(end_reason="safety", detail="the robot's state is unknown")
             raise
-        if self.worker is not None:
-            self.worker.forget()
+        if self.deciding is not None:
+            self.deciding.worker.forget()
         self._stamp, self._part, self._first, self._sent_since = snapshot.stamp_ns, 0, True, None
         self._ending, self.holding, self._steps_human = None, False, 0
         self._prepared = False
@@ -339,7 +312,7 @@ class Session:
             "seed",
             "policy",
         )
-        return {k: self.p[k] for k in keep} | {"blend": self.joining}
+        return {k: self.p[k] for k in keep} | ({} if self.deciding is None else {"blend": self.deciding.joining})
 
     def _align(self) -> None:
         """Control steps fall right behind the anchor's messages where these come at the control rate, so that they see fresh ones."""
@@ -418,8 +391,8 @@ class Session:
 
     def _drop_chunk(self) -> None:
         self.loop.scheduler.clear()
-        if self.worker is not None:
-            self.worker.forget()
+        if self.deciding is not None:
+            self.deciding.worker.forget()
 
     # ---- a tick
 
@@ -464,8 +437,8 @@ class Session:
             self.finish("safety", truncated=True, detail="the guard is silent")
             return False
         stale = bool(snapshot.problems)
-        if self.worker is not None:
-            self._infer(stale)
+        if self.deciding is not None:
+            self._decide(self.deciding, not stale and not self.holding)
         hold = SafetyFlag.STALE_OBSERVATION if stale else SafetyFlag.WATCHDOG if self.holding else SafetyFlag.NONE
         measured = {c.name: self.feedback.measured(c) for c in self.loop.channels}
         self.loop.step(now, measured, hold)
@@ -505,74 +478,33 @@ class Session:
         now = self.node.clock_ns()
         return now - self._sent_since > limit * S and (heard < 0 or now - heard > limit * S)
 
-    def _infer(self, stale: bool) -> None:
-        assert self.host is not None
-        assert self.worker is not None
-        loop, scheduler = self.loop.loop, self.loop.scheduler
-        latency_rows, continues = self._latency_rows()
-        scheduler.replan_margin = latency_rows + self.p["replan_margin"]
-        self._accept(self._decided())
-        if not stale and not self.holding and loop.wants_chunk and not self.worker.busy and self.host.ready:
-            if self.p["swap_at"] == "chunk" and self.arbiter.state is State.AUTONOMOUS and self.host.take():
-                self.recording.say(weights_version=self.host.deciding)
-            self.worker.submit(loop.request(latency_rows if continues else None))
-        if scheduler.rows_left(loop.step) == 0 and self.worker.busy:
-            # The first command of an episode may wait for its chunk, when that is about to come. Later ones leave on time, with a
-            # hold when there is none.
-            near = self.node.sim_time or self.worker.expected_s() <= self.grace_s
-            self._accept(self._decided(self.grace_s if loop.step == 0 and near else min(self.grace_s, self._time_left())))
+    def _tune(self) -> None:
+        """Parameters that may change at run time."""
+        blend_s = self.p["handback_blend_s"]
+        if self.arbiter.config.handback_s != blend_s:
+            self.arbiter.config = replace(self.arbiter.config, handback_s=blend_s)
 
-    def _latency_rows(self) -> tuple[int, bool]:
-        """Control steps that 95 % of the decisions take at most, and whether the next one is to continue the running chunk.
+    def _decide(self, deciding: Deciding, asks: bool) -> None:
+        swaps = self.arbiter.state is State.AUTONOMOUS
+        decisions, swapped = deciding.step(asks=asks, swaps=swaps, time_left=self._time_left)
+        if swapped:
+            self.recording.say(weights_version=deciding.host.deciding)
+        if decisions and self._chunks.get_subscription_count():
+            for decision in decisions:
+                self._chunks.publish(
+                    conversion.chunk_message(decision.chunk, self.loop.loop.action.names, self._stamp, self.control_s)
+                )
 
-        That takes longer. Where no chunk has rows for so long, chunks are joined linearly for a while.
-        """
-        assert self.worker is not None
-
-        def rows(continuing: bool) -> int:
-            p95 = 0.0 if self.node.sim_time else self.worker.quantile(0.95, continuing=continuing)  # type: ignore[union-attr]
-            return int(np.ceil(max(0.0, p95 - self.grace_s) / self.control_s))
-
-        if self.joining != "rtc":
-            return rows(False), False
-        needed, most = rows(True), self.loop.scheduler.n_action_steps
-        if needed < most:
-            self._slow_since = None
-            return needed, needed <= self.loop.scheduler.rows_left(self.loop.loop.step)
-        self.node.log_sometimes(
-            "rtc",
-            f"decisions that continue a chunk take {needed} control steps (95 %), and chunks have {most} rows: they are joined linearly",
-        )
-        self._slow_since = self._slow_since or time.monotonic()
-        if time.monotonic() - self._slow_since > RTC_AGAIN_S:
-            self.worker.continuing.clear()
-        return rows(False), False
+    @property
+    def undecided(self) -> str:
+        """Why there is no decision, while a policy server or the inference process is away."""
+        return "" if self.deciding is None else self.deciding.undecided
 
     def _time_left(self) -> float:
         """Seconds that this control step may wait; without a play-out of its own nothing is due at an instant."""
         if self._playout is None:
             return float("inf")
         return max(0.0, self._playout.deadline - CONTROL_COST_S - time.monotonic())
-
-    def _decided(self, wait_s: float = 0.0) -> Decision | None:
-        """A finished decision. Nothing where the inference process died over it: what is scheduled runs out, then the robot holds."""
-        assert self.worker is not None
-        try:
-            return self.worker.poll(wait_s)
-        except HostGone as error:
-            self.undecided = str(error)
-            self.node.log_sometimes("host gone", f"no decision: {error}")
-            return None
-
-    def _accept(self, decision: Decision | None) -> None:
-        if decision is None:
-            return
-        self.undecided = ""
-        self.loop.loop.accept(decision)
-        if self._chunks.get_subscription_count():
-            self._chunks.publish(
-                conversion.chunk_message(decision.chunk, self.loop.loop.action.names, self._stamp, self.control_s)
-            )
 
     # ---- what is heard
 
@@ -670,7 +602,7 @@ class Session:
 
     def health(self, name: str, active: bool) -> PolicyHealth:
         loop, now = self.loop.loop, self.node.clock_ns()
-        worker, host = self.worker, self.host
+        worker, host = None if self.deciding is None else self.deciding.worker, self.host
         ages = {t: s.age_ns(now) for t, s in self.sync.streams.items()}
         word = self.state_word(active)
         pending = loop._pending
