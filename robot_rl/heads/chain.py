@@ -8,6 +8,7 @@ from torch import Tensor
 from robot_rl.heads.base import Mode, Proposal
 from robot_rl.heads.config import ChainConfig
 from robot_rl.heads.fine_tuned import WHOLE, FineTunedHead
+from robot_rl.heads.guidance import need_compact
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.config import AdapterConfig
 
@@ -26,6 +27,7 @@ class ChainHead(FineTunedHead):
     def __init__(
         self, base: BasePolicy, config: ChainConfig, adapter: AdapterConfig = WHOLE, *, generator: torch.Generator | None = None
     ) -> None:
+        need_compact(base, "learning from denoising steps")
         super().__init__(base, adapter, generator=generator)
         steps = self.policy.config.num_steps
         if config.trained_steps > steps:

@@ -99,6 +99,10 @@ class ActionSpace:
         unit = action if self.own_cube else self.normalize(self.own_to_physical(action))
         return unit.clamp(-1.0, 1.0)
 
+    def unit_to_own(self, action: Tensor) -> Tensor:
+        """The cube to what the policy puts out."""
+        return action if self.own_cube else self.physical_to_own(self.unnormalize(action))
+
     # ---- the unit cube
 
     def normalize(self, action: Tensor) -> Tensor:
