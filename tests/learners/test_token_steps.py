@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import openvla_kit as kit
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "policies"))
-import openvla_kit as kit
+from spine_kit import SmoothBase
 
 from robot_rl.heads.config import TokenConfig
 from robot_rl.heads.token import TokenHead
@@ -114,16 +110,10 @@ def test_factors_merge_into_the_language_model(base):
     assert len(merged) == 14  # seven layers in each of two blocks
     before = base.network.language.state_dict()
     assert all(n in before for n in merged)
-    try:
-        base.network.language.load_state_dict({**before, **merged})
-        torch.testing.assert_close(base.network.log_probs(prompt, written), wanted, atol=1e-4, rtol=1e-4)
-    finally:
-        pass
+    base.network.language.load_state_dict({**before, **merged})
+    torch.testing.assert_close(base.network.log_probs(prompt, written), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_other_bases_are_refused():
-    sys.path.append(str(Path(__file__).parents[1]))
-    from spine_kit import SmoothBase
-
     with pytest.raises(ValueError, match="accepted are OpenVLA checkpoints"):
         TokenHead(SmoothBase(), CONFIG)

@@ -17,8 +17,6 @@ from robot_rl.policies.openvla.network import TransformersMissing
 from robot_rl.policies.openvla.tokens import ActionBins, quantile
 from robot_rl.policies.openvla.vision import VisionTransformer
 
-HERE = pytest.mark.usefixtures("transformers")
-
 
 @pytest.fixture(scope="module")
 def transformers():
@@ -96,7 +94,7 @@ def test_likelihoods_are_those_of_the_writing(folder):
         kept.append(log_prob)
         return quantile(log_prob, torch.full((5,), 0.3 * place))
 
-    written = base.network.write(base.prompts(conditioning), 3, choose)
+    written = base.network.write(base.network.read(base.prompts(conditioning)), 3, choose)
     again = base.network.log_probs(base.prompts(conditioning), written)
     torch.testing.assert_close(again, torch.stack(kept, 1), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(again.exp().sum(-1), torch.ones(5, 3))

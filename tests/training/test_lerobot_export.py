@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
+import lerobot_kit as kit
 import numpy as np
 import pytest
 import torch
 from run_kit import TINY, merged
-
-sys.path.append(str(Path(__file__).parents[1] / "policies"))
-import lerobot_kit as kit
 
 from robot_rl import cli
 from robot_rl.config import decode
@@ -116,7 +112,7 @@ def test_heads_that_reach_into_the_sampler_say_that_they_need_a_compact_policy(c
     for make in (lambda: ChainHead(base, ChainConfig()), lambda: AdvantageHead(base, AdvantageConfig())):
         with pytest.raises(ValueError, match="accepted are compact"):
             make()
-    with pytest.raises(ValueError, match="adapter.kind='modulation' scales activations of a compact policy's denoiser"):
+    with pytest.raises(ValueError, match=r"adapter\.kind='modulation' scales activations of a compact policy's denoiser"):
         FineTunedHead(base, AdapterConfig("modulation"))
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+import openvla_kit as kit
 import pytest
 import torch
 from run_kit import TINY, merged
-
-sys.path.append(str(Path(__file__).parents[1] / "policies"))
-import openvla_kit as kit
 
 from robot_rl import cli
 from robot_rl.config import load

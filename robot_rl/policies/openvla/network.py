@@ -141,25 +141,33 @@ class OpenVLANetwork(nn.Module):
         words = self.language.get_input_embeddings()(self.words).expand(len(picture), -1, -1)
         return torch.cat([words[:, :1], self.projector(self.eyes(picture)), words[:, 1:]], dim=1)
 
-    def look(self, prompt: Tensor) -> Tensor:
-        """(B, T, D) to (B, 2 D): the hidden state of the last word, which has seen everything, and the mean over all."""
-        hidden = self.language.model(inputs_embeds=prompt).last_hidden_state.float()
-        return torch.cat([hidden[:, -1], hidden.mean(1)], dim=-1)
-
-    def write(self, prompt: Tensor, count: int, choose: Choose, language: Any = None) -> Tensor:
-        """(B, count) bins, each chosen by ``choose(place, log probabilities (B, bins))`` and read before the next is written.
+    def read(self, prompt: Tensor, language: Any = None) -> Any:
+        """What the language model makes of (B, T, D): hidden states, and the keys and values with which it goes on.
 
         Args:
             language: another language model of the same shape, the checkpoint's own by default.
         """
-        language = self.language if language is None else language
-        given, cache, out = prompt, None, []
+        return (self.language if language is None else language).model(inputs_embeds=prompt, use_cache=True)
+
+    @staticmethod
+    def features(found: Any) -> Tensor:
+        """(B, 2 D) of :meth:`read`: the hidden state of the last word, which has seen everything, and the mean over all."""
+        hidden = found.last_hidden_state.float()
+        return torch.cat([hidden[:, -1], hidden.mean(1)], dim=-1)
+
+    def write(self, found: Any, count: int, choose: Choose, language: Any = None) -> Tensor:
+        """(B, count) bins, each chosen by ``choose(place, log probabilities (B, bins))`` and read before the next is written.
+
+        Args:
+            found: of :meth:`read` by the same language model; it is used up.
+        """
+        language, out = self.language if language is None else language, list[Tensor]()
         for place in range(count):
-            found = language.model(inputs_embeds=given, past_key_values=cache, use_cache=True)
-            cache = found.past_key_values
             logits = self.bins.of_words(language.lm_head(found.last_hidden_state[:, -1])).float()
             out.append(choose(place, logits.log_softmax(-1)))
-            given = language.get_input_embeddings()(self.bins.word(out[-1]))[:, None]
+            if place + 1 < count:
+                word = language.get_input_embeddings()(self.bins.word(out[-1]))[:, None]
+                found = language.model(inputs_embeds=word, past_key_values=found.past_key_values, use_cache=True)
         return torch.stack(out, dim=1)
 
     def log_probs(self, prompt: Tensor, written: Tensor, language: Any = None) -> Tensor:

@@ -73,10 +73,11 @@ class OpenVLAPolicy:
             raise KeyError(f"observation lacks {self.options.camera}; it has {sorted(observation)}")
         seen = {self.options.camera: observation[self.options.camera]}
         prefix = self._embed(seen)
-        prompt = prefix.tensors[_PROMPT]
-        rows = self.network.look(prompt)
+        found = self.network.read(prefix.tensors[_PROMPT])
+        rows = self.network.features(found)
         if self.spec.noise_shape is None:
-            rows = torch.cat([rows, self.values(self.greedy(prompt)).flatten(1)], dim=-1)
+            written = self.network.write(found, self.count, _likeliest)
+            rows = torch.cat([rows, self.values(written).flatten(1)], dim=-1)
         self.memory.add(rows, prefix, seen)
         return rows
 
@@ -124,12 +125,12 @@ class OpenVLAPolicy:
 
     def greedy(self, prompt: Tensor, language: Any = None) -> Tensor:
         """(B, H * A) the likeliest bins, one after the other."""
-        return self.network.write(prompt, self.count, lambda _place, log_prob: log_prob.argmax(-1), language)
+        return self.network.write(self.network.read(prompt, language), self.count, _likeliest, language)
 
     def draw(self, prompt: Tensor, normal: Tensor, temperature: float, language: Any = None) -> Tensor:
         """(B, H * A) bins at the quantiles Phi of ``normal`` (B, H * A)."""
         chosen = lambda place, log_prob: quantile((log_prob / temperature).log_softmax(-1), normal[:, place])  # noqa: E731
-        return self.network.write(prompt, self.count, chosen, language)
+        return self.network.write(self.network.read(prompt, language), self.count, chosen, language)
 
     # ---- identity
 
@@ -156,6 +157,10 @@ class OpenVLAPolicy:
             sampler="words drawn" if sampled else "words, the likeliest", num_steps=self.count, stats_hash=statistics,
             base_hash=digest.hexdigest()[:16],
         )  # fmt: skip
+
+
+def _likeliest(_place: int, log_prob: Tensor) -> Tensor:
+    return log_prob.argmax(-1)
 
 
 def _statistics(folder: Path, config: Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
