@@ -29,6 +29,7 @@ def config(run: Path, checkpoint: Path) -> PostTrainConfig:
         "env": {"num_envs": 2, "options": {"max_episode_steps": 8, "image_size": kit.SIDE}},
         "demos": {"episodes": 1, "prefill": False}, "base": {"path": str(checkpoint), "options": {"task": kit.TASK}},
         "head": {"token": {"rank": 2}},
+        "learner": {"advantage": "gae", "value_hidden": [8]},  # leave-one-out has nothing to say where every episode fails
         "schedule": {"env_steps": 60, "round_episodes": 4, "group_size": 2, "candidate_every": 32, "evaluate_every": 60},
         "gate": {"n_min": 2, "n_max": 2, "reference_n_min": 2},
         "evaluation": {"reference_episodes": 2, "curve_episodes": 2, "final_episodes": 2}, "run_dir": str(run),
