@@ -138,7 +138,7 @@ def _forget_absolute(folder: Path) -> None:
 
 
 def _copy_checkpoint(base: LeRobotPolicy | OpenVLAPolicy, out: Path) -> None:
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     for file in base.folder.iterdir():
         if file.is_file():
             shutil.copyfile(file, out / file.name)

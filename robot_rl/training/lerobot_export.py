@@ -4,10 +4,9 @@ LeRobot has no policy with a head in front. A fine-tuned head is the base's netw
 other head does can be imitated: the base's network is trained further to make, through its own sampler and of the same noise, the chunks
 that base and head make together at the observations that the run recorded::
 
-    loss = |sample(s, w) - head(s, w)|^2 + denoising loss of head(s, w)
+    loss = mean |sample(s, w) - head(s, w)|^2
 
-The second term is what the network was made with. Alone it leaves what few sampling steps add to it: they begin at pure noise, which
-training at LeRobot's "leading" steps never shows.
+so what is trained is what is compared afterwards, few sampling steps included.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ def distil(acting: ActingPolicy, states: Tensor, config: DistilConfig) -> tuple[
         for group in optimizer.param_groups:
             group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         made = online.policy.sample(rows, _alone(noise), grad=True)
-        loss = (made - target).square().mean() + online.policy.denoising_loss(rows, target, generator).mean()
+        loss = (made - target).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

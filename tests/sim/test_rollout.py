@@ -189,6 +189,7 @@ def test_pictures_that_nobody_looks_at_are_not_drawn_and_change_nothing(n_obs, t
             tmp_path, observation_features=features, action=spec.action, noise_shape=(8, 5), chunk_horizon=8
         ) as store:
             rollout.play(plans(policy, 1, ids=True), store=store)
+        with EpisodeStore.open(tmp_path) as store:
             episode = store.read("e0")
         pictures = episode.observations["observation.images.front"][:, 0, 0, 0]
         np.testing.assert_array_equal(pictures, 3 * np.arange(len(episode) + 1) % 256)
