@@ -42,7 +42,7 @@ def round_data(
             raise ValueError(
                 f"{who}: on-policy learning needs a base that takes noise, or writes words, and a head that explores"
             )
-        if learner.head.KIND == "chain" and not np.array_equal(noise, stored):
+        if learner.head.KIND == "chain" and (noise is None or stored is None or not np.array_equal(noise, stored)):
             raise ValueError(f"{who}: decision {i} was made of other noise than its key {key} draws")
         noises.append(np.zeros(0, np.float32) if noise is None else noise)
         explorations.append(exploration)

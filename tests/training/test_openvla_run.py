@@ -40,7 +40,9 @@ def config(run: Path, checkpoint: Path) -> PostTrainConfig:
 def _flat(tree: dict, prefix: str = "--") -> list[str]:
     out = []
     for k, v in tree.items():
-        out += _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else [f"{prefix}{k}={v if isinstance(v, str) else json.dumps(v)}"]
+        out += (
+            _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else [f"{prefix}{k}={v if isinstance(v, str) else json.dumps(v)}"]
+        )
     return out
 
 

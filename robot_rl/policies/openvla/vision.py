@@ -48,7 +48,8 @@ class _Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.attn, self.mlp = _Attention(width), _MLP(width, hidden)
-        self.ls1, self.ls2 = (_Scale(width), _Scale(width)) if scaled else (nn.Identity(), nn.Identity())
+        self.ls1: nn.Module = _Scale(width) if scaled else nn.Identity()
+        self.ls2: nn.Module = _Scale(width) if scaled else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
@@ -131,7 +132,7 @@ class Eyes(nn.Module):
         self.transformers = nn.ModuleList(VisionTransformer(w) for w in weights)
         self.register_buffer("_mean", torch.tensor(means)[:, :, None, None], persistent=False)
         self.register_buffer("_std", torch.tensor(stds)[:, :, None, None], persistent=False)
-        self.width = sum(t.width for t in self.transformers)  # type: ignore[misc]
+        self.width = sum(t.width for t in self.transformers)
 
     _mean: Tensor
     _std: Tensor
