@@ -6,11 +6,13 @@ AV1 twice, so their mean and largest mean deviation a frame are told, in steps o
 
     python benchmarks/g1_round_trip.py                        # all eight, 480x640
     python benchmarks/g1_round_trip.py --image-size 120 160
+    python benchmarks/g1_round_trip.py --work runs/g1         # what is made stays; a second call goes on where the first one stopped
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.paths import find_recording
-from robot_rl.replay import EpisodeStore
+from robot_rl.replay import EpisodeStore, open_or_create
 from robot_rl.replay.exporters import export_from
 from robot_rl.replay.importers import import_into, open_dataset
 
@@ -76,25 +78,27 @@ def main() -> None:
     parser.add_argument(
         "--episodes", type=int, nargs="+", default=None, help="numbers of the recording; all that are there without"
     )
+    parser.add_argument("--work", type=Path, default=None, help="folder for store and dataset; a temporary one without")
     given = parser.parse_args()
     source = find_recording(Path("g1_bottle_lerobot_v21"))
     options: dict[str, Any] = {"episodes": given.episodes, "image_size": given.image_size}
     options = {k: v for k, v in options.items() if v is not None}
     told = open_dataset(source, **options).describe()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() if given.work is None else contextlib.nullcontext(given.work) as folder:
         store, out, began = Path(folder) / "store", Path(folder) / "out", time.perf_counter()
-        with EpisodeStore.create(
-            store, observation_features=told.observation_features, action=told.action, sync=False
-        ) as opened:
-            import_into(opened, source, **options)
+        kind: dict[str, Any] = {"observation_features": told.observation_features, "action": told.action, "sync": False}
+        with open_or_create(store, **kind) as opened:
+            came = import_into(opened, source, skip_existing=True, **options)
             imported = time.perf_counter()
-            export_from(opened, out, "lerobot_v3")
+            if not out.exists():
+                export_from(opened, out, "lerobot_v3")
             exported = time.perf_counter()
             episodes = len(opened)
         print(f"{episodes} episodes imported and exported", file=sys.stderr)
         result = {
             "episodes": episodes, "image_size": given.image_size or list(told.observation_features[CAMERA].shape[:2]),
-            "import_seconds": round(imported - began, 1), "export_seconds": round(exported - imported, 1), **compare(store, out),
+            "imported_now": len(came.episode_ids), "import_seconds": round(imported - began, 1),
+            "export_seconds": round(exported - imported, 1), **compare(store, out),
         }  # fmt: skip
     print(json.dumps(result))
     raise SystemExit(bool(result["wrong"]))

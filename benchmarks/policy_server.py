@@ -5,6 +5,7 @@ at the robot from the question to the chunk; ``added`` is what is beyond the loc
 are medians over the rounds. Prints one JSON object.
 
     python benchmarks/policy_server.py                      # 8 robots at 20 Hz
+    python benchmarks/policy_server.py --priority rt        # robot-rl serve --priority rt
     python benchmarks/policy_server.py --robots 16 --hz 10
 """
 
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +47,14 @@ def make_policy() -> CompactPolicy:
     return build_policy(config, features, action, normalizer).freeze()
 
 
-def robot(address: str, hz: float, seconds: float, number: int) -> None:
-    """One robot: for every line on standard input a round, and its latencies in ms on standard output."""
+def robot(address: str, hz: float, seconds: float, number: int, line: Connection) -> None:
+    """One robot: for every word that comes down the line a round, and its latencies in ms back."""
     torch.set_num_threads(1)
     policy = load_policy(address)
     rng = np.random.default_rng(number)
     period = 1.0 / hz
-    print("ready", flush=True)
-    for _ in sys.stdin:
+    line.send("ready")
+    while line.recv() == "go":
         latencies, start = [], time.perf_counter() + rng.uniform(0, period)
         for i in range(int(seconds * hz)):
             due = start + i * period
@@ -61,13 +64,13 @@ def robot(address: str, hz: float, seconds: float, number: int) -> None:
             began = time.perf_counter()
             policy.sample(policy.encode(observation), noise)
             latencies.append((time.perf_counter() - began) * 1e3)
-        print(json.dumps(latencies), flush=True)
+        line.send(latencies)
 
 
 class Fleet:
     """``robot-rl serve`` and its robots, which wait to be told when a round begins."""
 
-    def __init__(self, policy: Path, robots: int, hz: float, seconds: float) -> None:
+    def __init__(self, policy: Path, robots: int, hz: float, seconds: float, priority: str) -> None:
         command = [
             sys.executable,
             "-m",
@@ -77,42 +80,37 @@ class Fleet:
             "--port=0",
             "--device=cpu",
             "--threads=1",
+            f"--priority={priority}",
             "--json",
         ]
         self.server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.server.stdout is not None
-        address = json.loads(self.server.stdout.readline())["serving"]
+        told = json.loads(self.server.stdout.readline())
+        address, self.priority = told["serving"], told["priority"]
         self.watch = RemotePolicy(*parse(address)[1:])
-        command = [sys.executable, __file__, "--robot", address, "--hz", str(hz), "--seconds", str(seconds)]
-        self.children = [
-            subprocess.Popen([*command, "--number", str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for i in range(robots)
-        ]
-        self._answers()
-
-    def _answers(self) -> list[str]:
-        answers = []
-        for child in self.children:
-            assert child.stdout is not None
-            answers.append(child.stdout.readline())
-        return answers
+        robots_of = multiprocessing.get_context("forkserver")  # which imports torch once, not once a robot
+        robots_of.set_forkserver_preload(["torch", "robot_rl.policies.checkpoint", "robot_rl.policies.remote.client"])
+        self.lines, self.children = [], []
+        for i in range(robots):
+            mine, theirs = robots_of.Pipe()
+            self.lines.append(mine)
+            self.children.append(robots_of.Process(target=robot, args=(address, hz, seconds, i, theirs)))
+            self.children[-1].start()
+        assert [line.recv() for line in self.lines] == ["ready"] * robots
 
     def round(self) -> dict[str, Any]:
         before = self.watch.status()
-        for child in self.children:
-            assert child.stdin is not None
-            child.stdin.write("go\n")
-            child.stdin.flush()
-        latencies = [x for answer in self._answers() for x in json.loads(answer)]
+        for line in self.lines:
+            line.send("go")
+        latencies = [x for line in self.lines for x in line.recv()]
         counts = self.watch.status()
         asked, calls = (counts[n] - before[n] for n in ("questions", "batches"))
         return {"ms": latencies, "asked": asked, "calls": calls, "largest_batch": counts["largest"]}
 
     def close(self) -> None:
-        for child in self.children:
-            assert child.stdin is not None
-            child.stdin.close()
-            child.wait(20)
+        for line, child in zip(self.lines, self.children, strict=True):
+            line.send("stop")
+            child.join(20)
         self.watch.close()
         self.server.terminate()
         self.server.wait(20)
@@ -143,18 +141,17 @@ def main() -> None:
     parser.add_argument("--hz", type=float, default=20.0)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--robot", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--priority", choices=("normal", "rt"), default="normal", help="of the server, see robot-rl serve --help"
+    )
     given = parser.parse_args()
-    if given.robot:
-        return robot(given.robot, given.hz, given.seconds, given.number)
     torch.set_num_threads(1)
     policy = make_policy()
     local(policy, 50)
     rounds = []
     folder = tempfile.TemporaryDirectory()
     save_policy(policy, Path(folder.name) / "policy")
-    fleet = Fleet(Path(folder.name) / "policy", given.robots, given.hz, given.seconds)
+    fleet = Fleet(Path(folder.name) / "policy", given.robots, given.hz, given.seconds, given.priority)
     for _ in range(given.rounds):
         own = statistics.median(local(policy, 500))
         before = stolen_ms()
@@ -177,6 +174,7 @@ def main() -> None:
                 "robots": given.robots,
                 "hz": given.hz,
                 "rounds": given.rounds,
+                "priority": fleet.priority,
                 **medians,
                 "added_p99_ms_each": [round(float(r["added_p99_ms"]), 2) for r in rounds],
             }

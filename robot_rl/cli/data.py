@@ -75,7 +75,7 @@ def export(argv: Sequence[str]) -> int:
     parser = _parser("export", "Write episodes of a store in another format, or what a finished run has made as a policy.")
     parser.add_argument("store", help="folder of the episode store, or of a finished run")
     parser.add_argument("path", help="file or folder to write")
-    episodes, policies = _listing(exporters.formats()), "policy, lerobot, onnx"
+    episodes, policies = _listing(exporters.formats()), "policy, lerobot, openvla, onnx"
     parser.add_argument(
         "--format",
         default="",
@@ -89,15 +89,21 @@ def export(argv: Sequence[str]) -> int:
         help="only episodes like these, e.g. success=true,stratum=online,length>=20",
     )
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the format")
+    parser.add_argument(
+        "--distil", type=int, default=0, metavar="STEPS",
+        help="of a run as lerobot: train the LeRobot policy's own network so long to do what a head in front of it does (e.g. 3000)",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     if (Path(arguments.store) / "config.yaml").exists():
         from robot_rl.training.artifact import export_run
 
         if arguments.episodes or arguments.option or arguments.where:
             raise UsageError(f"--episodes, --where, --option: {arguments.store} is a run; accepted is --format {policies}")
-        manifest = export_run(Path(arguments.store), Path(arguments.path), arguments.format or "policy")
+        manifest = export_run(Path(arguments.store), Path(arguments.path), arguments.format or "policy", arguments.distil)
         emit({"path": arguments.path, **{k: v for k, v in manifest.items() if k != "files"}}, arguments.json)
         return OK
+    if arguments.distil:
+        raise UsageError(f"--distil={arguments.distil}: {arguments.store} is no run; accepted is 0")
     wanted = [e for e in arguments.episodes.split(",") if e] or None
     options = parse_option_strings(arguments.option)
     conditions = [Condition.parse(c) for c in arguments.where.split(",") if c.strip()]

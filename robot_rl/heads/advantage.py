@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robot_rl.heads.config import AdvantageConfig
 from robot_rl.heads.fine_tuned import FineTunedHead
+from robot_rl.heads.guidance import need_compact
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.compact import CompactPolicy
 
@@ -72,6 +73,7 @@ class AdvantageHead(FineTunedHead):
     denoiser: GuidedDenoiser
 
     def __init__(self, base: BasePolicy, config: AdvantageConfig) -> None:
+        need_compact(base, "advantage conditioning")
         super().__init__(base)
         self.config = config
         guided = GuidedDenoiser(self.denoiser, self.policy.config.width, config.guidance).requires_grad_(False)

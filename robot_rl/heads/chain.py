@@ -8,6 +8,7 @@ from torch import Tensor
 from robot_rl.heads.base import Mode, Proposal
 from robot_rl.heads.config import ChainConfig
 from robot_rl.heads.fine_tuned import WHOLE, FineTunedHead
+from robot_rl.heads.guidance import need_compact
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.config import AdapterConfig
 
@@ -21,11 +22,12 @@ class ChainHead(FineTunedHead):
         ValueError: not a compact policy, or more trained steps than it samples in.
     """
 
-    KIND = "chain"
+    KIND, continues = "chain", False  # it walks its own chain
 
     def __init__(
         self, base: BasePolicy, config: ChainConfig, adapter: AdapterConfig = WHOLE, *, generator: torch.Generator | None = None
     ) -> None:
+        need_compact(base, "learning from denoising steps")
         super().__init__(base, adapter, generator=generator)
         steps = self.policy.config.num_steps
         if config.trained_steps > steps:

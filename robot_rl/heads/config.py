@@ -244,6 +244,30 @@ class ChainConfig:
 
 
 @dataclass(frozen=True)
+class TokenConfig:
+    """How a policy that writes words is corrected, and how it explores.
+
+    Attributes:
+        temperature: of the words that ``explore`` mode draws (SimpleVLA-RL: 1.6), for drawing and for likelihoods alike.
+        rank, alpha: of the low-rank factors (OpenVLA's own fine-tuning: 32 and 16; their product is scaled by alpha / rank).
+        layers: linear layers of every block of the language model that get one.
+    """
+
+    temperature: float = 1.0
+    rank: int = 32
+    alpha: float = 16.0
+    layers: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0 or not self.alpha > 0 or self.rank < 1:
+            raise ValueError(
+                f"temperature={self.temperature}, alpha={self.alpha}, rank={self.rank}: accepted are temperature, alpha > 0, rank >= 1"
+            )
+        if not self.layers:
+            raise ValueError("layers=[]: accepted is at least one, e.g. q_proj")
+
+
+@dataclass(frozen=True)
 class DistilledConfig:
     """One head for several tasks.
 

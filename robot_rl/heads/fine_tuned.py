@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.compact import CompactPolicy
 from robot_rl.policies.config import AdapterConfig
 from robot_rl.policies.inpainting import instead
+from robot_rl.policies.lerobot.diffusion import LeRobotDiffusion
 
 WHOLE = AdapterConfig()
 
@@ -18,39 +21,34 @@ WHOLE = AdapterConfig()
 class FineTunedHead(Head):
     """Samples with its own denoiser from the base's encoder and normaliser. A fresh one is the base bit for bit, in both modes.
 
-    What it explores with is the base's prior noise; it needs no other. ``policy`` is a whole compact policy that shares
-    everything but the denoiser with the base (with an adapter, the denoiser's weights too: ``denoiser`` then holds the adapter
-    alone).
+    What it explores with is the base's prior noise; it needs no other. ``policy`` is a whole policy that shares everything but the
+    denoiser with the base (with an adapter, the denoiser's weights too: ``denoiser`` then holds the adapter alone).
 
     Raises:
-        ValueError: the base is not a compact policy, so that its weights cannot be trained here.
+        ValueError: the base's weights cannot be trained here, or not by this adapter.
     """
 
     KIND, continues = "fine_tuned", True
 
     def __init__(self, base: BasePolicy, adapter: AdapterConfig = WHOLE, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        if not isinstance(base, CompactPolicy):
+        if not isinstance(base, CompactPolicy | LeRobotDiffusion):
             raise ValueError(
                 f"a fine-tuned head trains the base's own weights, and a {type(base).__name__} does not hand them out; accepted are "
-                "compact diffusion and flow policies, or a latent-noise, residual or edit head"
+                "compact diffusion and flow policies and LeRobot's diffusion policies, or a latent-noise, residual or edit head"
             )
         self.adapter, self.adapted = adapter, Adapted(base.denoiser, adapter, generator)
-        policy = object.__new__(type(base))
-        policy.__dict__.update(base.__dict__)
-        policy.__dict__["_modules"] = {**base._modules, "denoiser": self.adapted.denoiser}
+        policy = base.with_denoiser(self.adapted.denoiser)
         self.denoiser = self.adapted.trained.requires_grad_(False)
         object.__setattr__(self, "policy", policy)  # not a submodule: only the denoiser is this head's
         self.exploration_dim = 0
 
-    policy: CompactPolicy
+    policy: Any  # a CompactPolicy or a LeRobotDiffusion, as the base is
 
-    def merged(self) -> CompactPolicy:
-        """A plain policy of the same chunks, to be saved and used as a base of its own."""
-        policy = object.__new__(type(self.policy))
-        policy.__dict__.update(self.policy.__dict__)
-        policy.__dict__["_modules"] = {**self.policy._modules, "denoiser": self.adapted.merge()}
-        return policy.freeze()
+    def merged(self) -> Any:
+        """A plain policy of the same chunks and the base's kind, to be saved and used as a base of its own."""
+        policy = self.policy.with_denoiser(self.adapted.merge().requires_grad_(False))
+        return policy.freeze() if isinstance(policy, CompactPolicy) else policy
 
     def twin(self, base: BasePolicy) -> FineTunedHead:
         """A head of the same shape and values, to train beside this one."""

@@ -1,6 +1,7 @@
-"""On-policy learning of a head from the round that was just played: PPO over noise heads, DPPO over denoising chains, RLOO.
+"""On-policy learning of a head from the round that was just played: PPO over noise heads, DPPO over denoising chains, tokens, RLOO.
 
-A decision is S stochastic steps (one for a noise head, K_ft for a denoising chain), all with the decision's advantage::
+A decision is S stochastic steps (one for a noise head, K_ft for a denoising chain, a word each for tokens), all with the
+decision's advantage::
 
     ratio  = exp(log p - log p_old) per step             A_k = A * gamma_d^(S - 1 - k)
     L      = -mean(min(ratio A_k, clip(ratio, 1 - eps_k, 1 + eps_k) A_k)) + kl_base * KL(head || base)
@@ -22,9 +23,11 @@ from torch import Tensor
 from robot_rl.heads.base import Head
 from robot_rl.heads.chain import ChainHead
 from robot_rl.heads.latent_noise import LatentNoiseHead
+from robot_rl.heads.token import TokenHead
 from robot_rl.learners.chain_value import ChainValue
 from robot_rl.learners.config import OnPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
+from robot_rl.learners.token_steps import TokenSteps
 from robot_rl.learners.updates import load_network_state, network_state
 from robot_rl.nn.actor import HALF_LOG_2PI
 from robot_rl.nn.flat import FlatAdam, FlatParameters
@@ -39,7 +42,7 @@ class RoundEpisode:
 
     Attributes:
         conditioning, next_conditioning: (D, C) at a decision and at the next (after the last: the episode's final observation).
-        noise: (D, H_w, A_w). exploration: (D, exploration_dim).
+        noise: (D, H_w, A_w), or (D, 0) of a base that takes none. exploration: (D, exploration_dim).
         reward: (D,) discounted sum inside a decision. steps: (D,) its m. discount: (D,) gamma^m, 0 after a terminal step.
         success: of the episode. group: episodes of one start share it.
     """
@@ -172,13 +175,15 @@ class OnPolicyLearner:
     def __init__(self, base: BasePolicy, head: Head, config: OnPolicyConfig, device: torch.device | str = "cpu") -> None:
         self.base, self.config, self.device = base, config, torch.device(device)
         self.head = head.to(self.device)
-        self.stochastic: ChainSteps | NoiseSteps
+        self.stochastic: ChainSteps | NoiseSteps | TokenSteps
         if isinstance(self.head, ChainHead):
             self.stochastic = ChainSteps(base, self.head, config)
         elif isinstance(self.head, LatentNoiseHead):
             self.stochastic = NoiseSteps(base, self.head, config)
+        elif isinstance(self.head, TokenHead):
+            self.stochastic = TokenSteps(base, self.head, config)
         else:
-            raise ValueError(f"algorithm='on_policy' trains a chain or latent_noise head; this one is {head.KIND}")
+            raise ValueError(f"algorithm='on_policy' trains a chain, latent_noise or token head; this one is {head.KIND}")
         self.optimizer = FlatAdam(self.stochastic.flat, config.lr, max_grad_norm=config.grad_clip or None)
         self.value: CriticEnsemble | None = None
         if config.advantage == "gae":

@@ -29,7 +29,6 @@ from robot_rl.learners.row_class import ROW_CLASS, SUCCEEDED, RowClass
 from robot_rl.learners.updates import frozen_flat, load_network_state, network_state
 from robot_rl.nn.flat import FlatAdam, FlatParameters, polyak_
 from robot_rl.policies.base import BasePolicy
-from robot_rl.policies.compact import CompactPolicy
 from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.types import Stratum
 
@@ -95,7 +94,7 @@ class WeightedBCLearner:
     """Trains a copy of the base's denoiser; the head acts with its running average."""
 
     def __init__(self, base: BasePolicy, head: Head, config: WeightedBCConfig, device: torch.device | str = "cpu") -> None:
-        if not isinstance(head, FineTunedHead) or not isinstance(base, CompactPolicy):
+        if not isinstance(head, FineTunedHead) or not hasattr(base, "denoising_loss"):
             raise ValueError(f"algorithm='weighted_bc' trains a fine_tuned head; this one is {head.KIND}")
         self.base, self.config, self.device = base, config, torch.device(device)
         self.head: FineTunedHead = head.to(self.device)

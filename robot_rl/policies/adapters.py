@@ -149,13 +149,19 @@ class Adapted:
         trained: a module that holds the trained parameters and nothing of the base (the whole copy where there is no adapter).
     """
 
-    def __init__(self, base: Denoiser, config: AdapterConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(self, base: nn.Module, config: AdapterConfig, generator: torch.Generator | None = None) -> None:
+        """Raises ValueError where this kind of adapter needs our own denoiser and the base's is another."""
         self.config = config
         self.denoiser: nn.Module
         self.trained: nn.Module
         if config.kind == "none":
             self.denoiser = self.trained = deepcopy(base).requires_grad_(False)
         elif config.kind == "modulation":
+            if not isinstance(base, Denoiser):
+                raise ValueError(
+                    f"adapter.kind='modulation' scales activations of a compact policy's denoiser, and this is a {type(base).__name__}; "
+                    "accepted are none, lora"
+                )
             like = base.output.weight
             pool = ModulationPool(
                 config.entries, config.entry, len(base.layers) + 1, base.output.in_features,
@@ -171,7 +177,7 @@ class Adapted:
                 self.trained = nn.ModuleDict({n.replace(".", "_"): m for n, m in parts.items()})
             else:
                 for name, layer in factors.items():
-                    _replace(shared, name, layer)
+                    replace_module(shared, name, layer)
                 self.denoiser = shared
                 self.trained = nn.ModuleDict({n.replace(".", "_"): m for n, m in factors.items()})
 
@@ -181,7 +187,7 @@ class Adapted:
             self.trained.saw(conditioning)
 
     @torch.no_grad()
-    def merge(self) -> Denoiser:
+    def merge(self) -> nn.Module:
         """A plain denoiser that computes the same (a modulation's must have an ``entry``)."""
         if isinstance(self.denoiser, ModulatedDenoiser):
             if self.denoiser.pool.entry is None:
@@ -194,22 +200,23 @@ class Adapted:
         if self.config.kind == "lora" and self.config.backend == "peft":
             merged = deepcopy(self.denoiser)
             for name in self._layers:
-                _replace(merged, name, _peft_merged(merged.get_submodule(name)))
+                replace_module(merged, name, _peft_merged(merged.get_submodule(name)))
             return merged
         merged = deepcopy(self.denoiser)
         for name, module in list(merged.named_modules()):
             if isinstance(module, LoRALinear):
-                _replace(merged, name, module.merge())
+                replace_module(merged, name, module.merge())
         return merged
 
 
-def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
+def replace_module(module: nn.Module, name: str, new: nn.Module) -> None:
+    """Put ``new`` where ``module`` has the submodule ``name``."""
     parent, _, leaf = name.rpartition(".")
     module.get_submodule(parent)._modules[leaf] = new
 
 
 def _with_peft(
-    shared: Denoiser, factors: dict[str, LoRALinear], config: AdapterConfig
+    shared: nn.Module, factors: dict[str, LoRALinear], config: AdapterConfig
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The same low-rank layers by the peft library, with the same first values.
 

@@ -92,6 +92,13 @@ class CompactPolicy(nn.Module):
         self._spec = None
         return self
 
+    def with_denoiser(self, denoiser: nn.Module) -> CompactPolicy:
+        """This policy with another denoiser, everything else shared."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.__dict__["_modules"] = {**self._modules, "denoiser": denoiser}
+        return other
+
     def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Each vector feature (B, n_obs, dim), each image (B, n_obs, H, W, 3) uint8; returns (B, C).
 

@@ -4,6 +4,8 @@
 a folder with ``policy.json``       our compact policy, or a reference to a base that lies elsewhere (``base/`` of a run folder)
 a folder with LeRobot's             a LeRobot checkpoint: Diffusion, ACT, VQ-BeT, SmolVLA
 ``config.json``
+a folder with OpenVLA's             an OpenVLA checkpoint, as published for transformers
+``config.json``
 ``remote:HOST:PORT``                a policy server of our own (``robot-rl serve``)
 ``remote:openpi:HOST:PORT``         openpi's websocket server
 ==================================  =========================================================================================
@@ -58,8 +60,15 @@ def load_policy(source: str | Path, device: str | torch.device = "cpu", options:
         return load_lerobot(folder, str(device), options)
     if is_checkpoint(folder / "pretrained_model"):  # what lerobot-train writes for every checkpoint
         return load_lerobot(folder / "pretrained_model", str(device), options)
+    from robot_rl.policies.openvla.network import read_config
+
+    if read_config(folder) is not None:
+        from robot_rl.policies.openvla.options import read_options
+        from robot_rl.policies.openvla.policy import OpenVLAPolicy
+
+        return OpenVLAPolicy(folder, read_options(folder, options), str(device))
     raise FileNotFoundError(
-        f"{folder} holds no policy: policy.json is missing (a compact policy), and so is a LeRobot checkpoint's config.json"
+        f"{folder} holds no policy: policy.json is missing (a compact policy), and so is the config.json of a LeRobot or OpenVLA checkpoint"
     )
 
 

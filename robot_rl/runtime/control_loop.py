@@ -112,6 +112,15 @@ class ControlLoop:
     def wants_chunk(self) -> bool:
         return self._running and self.scheduler.wants_chunk(self.step)
 
+    @property
+    def reads_next(self) -> bool:
+        """Asked between :meth:`tick` and :meth:`observe`: whether anybody will read the observation that comes, be it a recorder, an
+        arbiter, or the policy, which sees the newest few when it is asked for its next chunk."""
+        if self._recorder is not None or not isinstance(self.arbiter, PolicyOnly):
+            return True
+        frames = self._frames.maxlen or 1
+        return self.scheduler.rows_left(self.step + 1) <= self.scheduler.replan_margin + frames - 1
+
     def request(self, frozen: int | None = None) -> DecisionRequest:
         """The question to put to the policy now.
 

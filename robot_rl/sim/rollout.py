@@ -124,6 +124,7 @@ class Rollout:
             slots.update(self._start(waiting, free, store, film, operator))
             self._decide(slots)
             self._advance(slots, free, results, keep_episodes, film, on_outcome)
+        self.vector.look(dict.fromkeys(range(len(self.vector)), True))
         return [results[i] for i in sorted(results)]
 
     def _start(
@@ -138,6 +139,7 @@ class Rollout:
         if not plans:
             return {}
         started = {}
+        self.vector.look(dict.fromkeys(plans, True))
         for index, (observation, info) in self.vector.reset_many({i: plan.seed for i, (_, plan) in plans.items()}).items():
             order, plan = plans[index]
             if plan.prefix is not None:
@@ -217,6 +219,7 @@ class Rollout:
         period = 1e9 / self.spec.control_hz
         stamps = {i: CLOCK_START_NS + round(slots[i].loop.step * period) for i in indices}
         commands = {i: slots[i].loop.tick(stamps[i]) for i in indices}
+        self.vector.look({i: slots[i].loop.reads_next for i in indices})
         for index, (observation, reward, terminated, truncated, info) in zip(
             indices, self.vector.step(commands, indices), strict=True
         ):

@@ -94,6 +94,12 @@ class _Vector:
     def _step(self, indices: list[int], rows: list[np.ndarray]) -> list[StepResult]:
         raise NotImplementedError
 
+    def look(self, wanted: Mapping[int, bool]) -> None:
+        """Whether anybody will look at the pictures in the next observation of environment ``index``; all of them until told otherwise.
+
+        Drawing is most of a step with cameras. A task that can leave it out then repeats the last pictures.
+        """
+
     def render(self, index: int, camera: str = "", width: int = 320, height: int = 240) -> np.ndarray:
         """(height, width, 3) uint8 of one environment."""
         raise NotImplementedError
@@ -170,6 +176,12 @@ class VectorEnv(_Vector):
 
     def _step(self, indices: list[int], rows: list[np.ndarray]) -> list[StepResult]:
         return self._map(lambda k: self.envs[indices[k]].step(rows[k]), len(indices))
+
+    def look(self, wanted: Mapping[int, bool]) -> None:
+        for index, looks in wanted.items():
+            env: Any = self.envs[index]
+            if hasattr(env, "looked_at"):
+                env.looked_at = looks
 
     def render(self, index: int, camera: str = "", width: int = 320, height: int = 240) -> np.ndarray:
         self._check_index(index)

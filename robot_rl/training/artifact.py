@@ -3,7 +3,9 @@
 =========== ========================================================================================================
 ``policy``  base, the acting head's one version, the run's configuration and result, and a model card. It is laid out as a
             run folder, so everything that takes one takes it: ``robot-rl eval``, ``policy_node``, a next run's ``base.path``
-``lerobot`` a checkpoint that LeRobot's own loader reads; only where the result is a LeRobot policy
+``lerobot`` a checkpoint that LeRobot's own loader reads: of a LeRobot diffusion policy, adapters worked into its weights, other heads
+            distilled into them (see :mod:`robot_rl.training.lerobot_export`); of other LeRobot policies where the base itself acts
+``openvla`` a checkpoint as OpenVLA's are published, with what a token head learned worked into its language model
 ``onnx``    one graph for robot computers without torch; compact bases only
 =========== ========================================================================================================
 """
@@ -19,32 +21,42 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.config import load, to_yaml
+from robot_rl.heads.token import TokenHead
 from robot_rl.policies.lerobot.adapter import LeRobotPolicy
 from robot_rl.policies.loading import load_policy, write_reference
+from robot_rl.policies.openvla.network import replace_weights
+from robot_rl.policies.openvla.policy import OpenVLAPolicy
 from robot_rl.replay.files import replace_json
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.runtime.weights import WeightChannel
 from robot_rl.training.config import BaseConfig, PostTrainConfig
 from robot_rl.training.evaluate import load_acting
+from robot_rl.training.lerobot_export import DistilConfig, as_lerobot, write_checkpoint
 from robot_rl.training.onnx_export import export_onnx
 from robot_rl.training.run_folder import base_source
 
 FORMATS = {
     "policy": "self-contained robot_rl policy: base, head, statistics, model card with its evaluation",
-    "lerobot": "checkpoint for LeRobot's own loader, where the result is a LeRobot policy",
+    "lerobot": "checkpoint for LeRobot's own loader, where the result is a LeRobot policy or can be distilled into one",
+    "openvla": "checkpoint as OpenVLA's are published, where a token head was trained",
     "onnx": "one graph for robot computers without torch (compact bases)",
 }
 MANIFEST = "artifact.json"
 
 
-def export_run(run: Path, out: Path, kind: str = "policy") -> dict[str, Any]:
+def export_run(run: Path, out: Path, kind: str = "policy", distil: int = 0) -> dict[str, Any]:
     """Write one artifact; returns its manifest.
+
+    Args:
+        distil: with ``lerobot``, gradient steps in which a head that LeRobot has no class for is distilled; 0 refuses such heads.
 
     Raises:
         FileExistsError: ``out`` is there already. ValueError: the run has not finished, or cannot be expressed as ``kind``.
     """
     if kind not in FORMATS:
         raise ValueError(f"format={kind!r}: accepted are {', '.join(FORMATS)}")
+    if distil and kind != "lerobot":
+        raise ValueError(f"distil={distil} with format={kind}: accepted is 0, or format=lerobot")
     if out.exists():
         raise FileExistsError(f"{out} is there already; an export never overwrites")
     acting, _ = load_acting(run, "policy", "cpu")
@@ -54,12 +66,15 @@ def export_run(run: Path, out: Path, kind: str = "policy") -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     making.mkdir()
     try:
-        writer = {"policy": _policy, "lerobot": _lerobot, "onnx": _onnx}[kind]
-        writer(run, making, acting, config, result)
+        told: dict[str, Any] = {}
+        if kind == "lerobot":
+            told = _lerobot(run, making, acting, config, result, distil)
+        else:
+            {"policy": _policy, "onnx": _onnx, "openvla": _openvla}[kind](run, making, acting, config, result)
         manifest = {
             "format": f"robot_rl.artifact/1 {kind}", "task": result["task"], "base_hash": acting.base.spec.base_hash,
             "stats_hash": acting.base.spec.stats_hash, "config_hash": result["config_hash"], "acting": result["acting"],
-            "policy": result["policy"], "base": result["base"], "files": _hashes(making),
+            "policy": result["policy"], "base": result["base"], **told, "files": _hashes(making),
         }  # fmt: skip
         (making / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         making.rename(out)
@@ -83,7 +98,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _policy(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig, result: dict[str, Any]) -> None:
     source = base_source(run / "base", config.base)
-    if isinstance(acting.base, LeRobotPolicy):
+    if isinstance(acting.base, LeRobotPolicy | OpenVLAPolicy):
         checkpoint = out / "base" / "checkpoint"
         _copy_checkpoint(acting.base, checkpoint)
         options = _options(run, config)
@@ -122,24 +137,47 @@ def _forget_absolute(folder: Path) -> None:
     replace_json(folder / "policy.json", {**data, "absolute": ""}, sync=False)
 
 
-def _copy_checkpoint(base: LeRobotPolicy, out: Path) -> None:
-    out.mkdir(parents=True)
+def _copy_checkpoint(base: LeRobotPolicy | OpenVLAPolicy, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     for file in base.folder.iterdir():
         if file.is_file():
             shutil.copyfile(file, out / file.name)
 
 
-def _lerobot(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig, result: dict[str, Any]) -> None:
+def _lerobot(
+    run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig, result: dict[str, Any], steps: int
+) -> dict[str, Any]:
     if not isinstance(acting.base, LeRobotPolicy):
         raise ValueError(
             f"format=lerobot: the base is a {type(acting.base).__name__}, no LeRobot policy; accepted is format=policy"
         )
-    if acting.head is not None:
+    card = model_card(acting, config, result)
+    if acting.head is None:
+        _copy_checkpoint(acting.base, out)
+        out.joinpath("README.md").write_text(card, encoding="utf-8")
+        return {}
+    policy, distilled = as_lerobot(acting, run / "store", DistilConfig(steps))
+    write_checkpoint(policy, out)
+    if distilled is None:
+        out.joinpath("README.md").write_text(card, encoding="utf-8")
+        return {"fused": acting.head.KIND}
+    note = (
+        f"\n## Distilled\n\nThe figures above are those of the {acting.head.KIND} head in front of its base. This checkpoint imitates both in one "
+        f"network ({distilled.steps} steps on {distilled.states} recorded observations; mean difference of its chunks from theirs "
+        f"{distilled.after:.3f}, of the base's {distilled.before:.3f}, normalised). Measure it itself with `robot-rl eval`.\n"
+    )
+    out.joinpath("README.md").write_text(card + note, encoding="utf-8")
+    return {"distilled": vars(distilled)}
+
+
+def _openvla(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig, result: dict[str, Any]) -> None:
+    if not isinstance(acting.base, OpenVLAPolicy) or not isinstance(acting.head, TokenHead):
+        what = "no head" if acting.head is None else f"a {acting.head.KIND} head"
         raise ValueError(
-            f"format=lerobot: a {acting.head.KIND} head acts in front of the {acting.base.TYPE} policy, which LeRobot has no policy class "
-            "for; accepted is format=policy, or a run whose gate kept the base"
+            f"format=openvla: {what} acts on a {type(acting.base).__name__}; accepted is a token head on an OpenVLA checkpoint"
         )
     _copy_checkpoint(acting.base, out)
+    replace_weights(out, {f"language_model.{n}": v for n, v in acting.head.merged().items()})
     out.joinpath("README.md").write_text(model_card(acting, config, result), encoding="utf-8")
 
 

@@ -23,6 +23,7 @@ from robot_rl.heads.latent_noise import LatentNoiseHead
 from robot_rl.heads.one_step import OneStepHead
 from robot_rl.heads.reference_denoise import ReferenceHead
 from robot_rl.heads.residual import GaussianResidualHead, ResidualHead
+from robot_rl.heads.token import TokenHead
 from robot_rl.learners.coarse_to_fine import CoarseToFineLearner
 from robot_rl.learners.config import (
     CoarseToFineLearnerConfig,
@@ -83,6 +84,8 @@ def build_head(base: BasePolicy, head: HeadConfig, seed: int, learner: LearnerCo
         return AdvantageHead(base, head.advantage_conditioned)
     if head.kind == "chain":
         return _adapted(ChainHead(base, head.chain, head.adapter, generator=generator), base)
+    if head.kind == "token":
+        return TokenHead(base, head.token, generator=generator)
     if head.kind == "reference":
         compact = need_compact(base, "reference denoising")
         return ReferenceHead(compact, head.reference, *read_references(compact, head.reference))

@@ -18,6 +18,7 @@ from robot_rl.heads.config import (
     LatentNoiseConfig,
     ResidualConfig,
     SelectionConfig,
+    TokenConfig,
 )
 from robot_rl.heads.guidance_config import GuidanceConfig, ReferenceConfig, ScoreCorrectionConfig
 from robot_rl.learners.config import DistillConfig, FixedConfig, LearnerConfig, OffPolicyConfig, OnPolicyConfig
@@ -127,6 +128,7 @@ class HeadConfig:
     kind: Literal[
         "latent_noise", "residual", "gaussian_residual", "edit", "best_of_n", "chunk_policy", "hybrid_policy", "fine_tuned",
         "advantage_conditioned", "one_step", "coarse_to_fine", "chain", "guided", "score_corrected", "reference", "distilled",
+        "token",
     ] = "latent_noise"  # fmt: skip
     latent_noise: LatentNoiseConfig = field(default_factory=LatentNoiseConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
@@ -143,6 +145,7 @@ class HeadConfig:
     score_corrected: ScoreCorrectionConfig = field(default_factory=ScoreCorrectionConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     distilled: DistilledConfig = field(default_factory=DistilledConfig)
+    token: TokenConfig = field(default_factory=TokenConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
     def __post_init__(self) -> None:
@@ -154,7 +157,7 @@ class HeadConfig:
     @property
     def starts_as_base(self) -> bool:
         """Whether an untrained head acts like the base, bit for bit, when it does not explore."""
-        kinds = ("residual", "gaussian_residual", "fine_tuned", "advantage_conditioned", "chain")
+        kinds = ("residual", "gaussian_residual", "fine_tuned", "advantage_conditioned", "chain", "token")
         return self.kind in kinds and self.adapter.init is None
 
     @property
@@ -168,6 +171,7 @@ ALGORITHMS = {
     "edit": ("edit",), "best_of_n": ("best_of_n",), "chunk_policy": ("chunk_sac",), "hybrid_policy": ("hybrid_sac",),
     "fine_tuned": ("weighted_bc", "fixed"), "advantage_conditioned": ("weighted_bc",), "one_step": ("one_step",), "coarse_to_fine": ("cqn",),
     "chain": ("on_policy",), "guided": ("guided", "fixed"), "score_corrected": ("fixed",), "reference": ("fixed",), "distilled": ("distill",),
+    "token": ("on_policy",),
 }  # fmt: skip
 """What can train which kind of head."""
 

@@ -17,6 +17,8 @@ from robot_rl.policies.compact import CompactPolicy
 from robot_rl.policies.lerobot.loading import is_checkpoint
 from robot_rl.policies.lerobot.options import read_options
 from robot_rl.policies.loading import load_policy, write_reference
+from robot_rl.policies.openvla.network import read_config
+from robot_rl.policies.openvla.options import read_options as read_openvla_options
 from robot_rl.progress import Progress, Silent
 from robot_rl.runtime.acting import ActingMode, ActingPolicy
 from robot_rl.sim.env import EnvSpec, make_env
@@ -157,9 +159,12 @@ def prepare_base(
 
 
 def _base_options(config: PostTrainConfig, spec: EnvSpec) -> dict[str, Any]:
-    """A LeRobot checkpoint knows neither which of its actions grip nor which count as differences: unless told, the task says it."""
+    """A LeRobot or OpenVLA checkpoint knows neither which of its actions grip nor which count as differences: unless told, the task says it."""
     source, options = config.base.path, dict(config.base.options)
-    if source is not None and is_checkpoint(source) and "action" not in options and read_options(source).action is None:
+    if source is None or "action" in options:
+        return options
+    lerobot = is_checkpoint(source) and read_options(source).action is None
+    if lerobot or (read_config(source) is not None and read_openvla_options(source, options).action is None):
         options["action"] = spec.action.to_json()
     return options
 

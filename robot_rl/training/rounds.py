@@ -38,11 +38,13 @@ def round_data(
     for i in episode.decision_id[starts]:
         noise, _, exploration = drawn(base, width, tuple(key), int(i))
         stored = episode.decisions[i].noise
-        if noise is None or exploration is None:
-            raise ValueError(f"{who}: on-policy learning needs a base that takes noise and a head that explores")
-        if learner.head.KIND == "chain" and not np.array_equal(noise, stored):
+        if exploration is None or (noise is None and learner.head.KIND != "token"):
+            raise ValueError(
+                f"{who}: on-policy learning needs a base that takes noise, or writes words, and a head that explores"
+            )
+        if learner.head.KIND == "chain" and (noise is None or stored is None or not np.array_equal(noise, stored)):
             raise ValueError(f"{who}: decision {i} was made of other noise than its key {key} draws")
-        noises.append(noise)
+        noises.append(np.zeros(0, np.float32) if noise is None else noise)
         explorations.append(exploration)
     reward = np.array(
         [sum(gamma**j * float(r) for j, r in enumerate(episode.reward[a:b])) for a, b in zip(starts, ends, strict=True)]

@@ -15,6 +15,7 @@ from robot_rl.policies.normalizer import Normalizer
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.sim.rollout import EpisodePlan, Rollout
+from robot_rl.sim.tabletop.core import TabletopEnv
 from robot_rl.sim.vector import VectorEnv, make_vector
 
 
@@ -151,3 +152,44 @@ def test_real_task_is_deterministic_and_independent_of_the_number_of_robots(lift
     for a, b, c in zip(one, again, four, strict=True):
         assert (a.length, a.success, a.episode_return, a.start) == (b.length, b.success, b.episode_return, b.start)
         assert (a.success, a.start) == (c.success, c.start)
+
+
+@pytest.mark.parametrize("n_obs", [1, 2])
+def test_pictures_that_nobody_looks_at_are_not_drawn_and_change_nothing(n_obs, tmp_path, monkeypatch) -> None:
+    """A policy that is asked every 8 steps plays the same episodes, from an eighth of the pictures; a recording has all of them."""
+    drawn = []
+
+    def picture(self, camera, width, height, data, *, fine=False):
+        drawn.append(camera)  # the picture tells the time, so a stale one would change what the policy does
+        return np.full((height, width, 3), 3 * self._steps % 256, np.uint8)
+
+    monkeypatch.setattr(TabletopEnv, "picture", picture)
+    options = {"cameras": ["front"], "image_size": 16, "max_episode_steps": 26}
+    with make_vector("tabletop/Lift", 2, "serial", **options) as vector:
+        spec = vector.spec
+        features = dict(spec.observation_features)
+        zeros, ones = {STATE: np.zeros(features[STATE].shape)}, {STATE: np.ones(features[STATE].shape)}
+        torch.manual_seed(0)
+        config = CompactPolicyConfig(
+            horizon=8, n_action_steps=8, n_obs_steps=n_obs, width=16, depth=1, num_steps=2, train_steps=10, image_dim=8
+        )
+        normalizer = Normalizer(features, zeros, ones, np.array(spec.action.low), np.array(spec.action.high))
+        policy = ActingPolicy(build_policy(config, features, spec.action, normalizer).freeze())
+        rollout = Rollout(vector, spec)
+        few = [(o.length, o.success, o.episode_return) for o in rollout.play(plans(policy, 3))]
+        sparse = len(drawn)
+        monkeypatch.setattr(type(vector), "look", lambda self, wanted: None)
+        assert few == [(o.length, o.success, o.episode_return) for o in rollout.play(plans(policy, 3))]
+        every = len(drawn) - sparse
+        assert every == sum(length + 1 for length, *_ in few)
+        assert sparse <= (n_obs + 1) * every / 8 + 3
+        monkeypatch.undo()
+        monkeypatch.setattr(TabletopEnv, "picture", picture)
+        with EpisodeStore.create(
+            tmp_path, observation_features=features, action=spec.action, noise_shape=(8, 5), chunk_horizon=8
+        ) as store:
+            rollout.play(plans(policy, 1, ids=True), store=store)
+        with EpisodeStore.open(tmp_path) as store:
+            episode = store.read("e0")
+        pictures = episode.observations["observation.images.front"][:, 0, 0, 0]
+        np.testing.assert_array_equal(pictures, 3 * np.arange(len(episode) + 1) % 256)

@@ -77,8 +77,12 @@ def test_an_exported_policy_acts_like_the_run_without_the_run(finished, tmp_path
 def test_exports_that_cannot_be_are_refused_and_leave_nothing(finished, tmp_path):
     with pytest.raises(ValueError, match="format=lerobot: the base is a DiffusionPolicy, no LeRobot policy"):
         export_run(finished, tmp_path / "out", "lerobot")
-    with pytest.raises(ValueError, match="accepted are policy, lerobot, onnx"):
+    with pytest.raises(ValueError, match="accepted are policy, lerobot, openvla, onnx"):
         export_run(finished, tmp_path / "out", "gguf")
+    with pytest.raises(ValueError, match="accepted is a token head on an OpenVLA checkpoint"):
+        export_run(finished, tmp_path / "out", "openvla")
+    with pytest.raises(ValueError, match="distil=5 with format=policy: accepted is 0"):
+        export_run(finished, tmp_path / "out", "policy", distil=5)
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match="never overwrites"):
         export_run(finished, tmp_path / "there")

@@ -101,6 +101,7 @@ class ActionSpace:
         return unit.clamp(-1.0, 1.0)
 
     def unit_to_own(self, action: Tensor) -> Tensor:
+        """The cube to what the policy puts out."""
         return action if self.own_cube else self.physical_to_own(self.unnormalize(action))
 
     # ---- the unit cube

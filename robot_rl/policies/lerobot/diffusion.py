@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robot_rl.policies.inpainting import Denoising
 from robot_rl.policies.lerobot import versions
@@ -80,3 +82,37 @@ class LeRobotDiffusion(LeRobotPolicy):
     def _sample(self, conditioning: Tensor, noise: Tensor | None, grad: bool) -> Tensor:
         chunk = self._denoise(len(conditioning), conditioning, noise)
         return self.actions.own_to_unit(chunk[:, self.config.n_obs_steps - 1 :])
+
+    # ---- trained further
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """LeRobot's U-Net."""
+        return self.policy.diffusion.unet
+
+    def with_denoiser(self, denoiser: nn.Module) -> LeRobotDiffusion:
+        """This policy with another U-Net, everything else shared."""
+        other, policy = copy(self), copy(self.policy)
+        model = copy(self.policy.diffusion)
+        for module, name, part in ((model, "unet", denoiser), (policy, "diffusion", model)):
+            module.__dict__["_modules"] = {**module._modules, name: part}
+        other.policy = policy
+        other._built()
+        return other
+
+    def denoising_loss(self, conditioning: Tensor, chunk: Tensor, generator: torch.Generator) -> Tensor:
+        """Per-element loss (B, H, A) of LeRobot's own objective on normalised chunks (B, H, A).
+
+        A policy of several frames denoises rows before the newest observation, too, which a chunk does not have: they repeat its
+        first row, and do not count.
+        """
+        own = self.actions.unit_to_own(chunk)
+        before = self.config.n_obs_steps - 1
+        clean = torch.cat([own[:, :1].expand(-1, before, -1), own], dim=1)
+        scheduler = self.policy.diffusion.noise_scheduler
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
+        steps = scheduler.config.num_train_timesteps
+        t = torch.randint(0, steps, (len(clean),), generator=generator, device=clean.device)
+        predicted = self.denoiser(scheduler.add_noise(clean, noise, t), t, global_cond=conditioning)
+        target = noise if self.config.prediction_type == "epsilon" else clean
+        return F.mse_loss(predicted, target, reduction="none")[:, before:]

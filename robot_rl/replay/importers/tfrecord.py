@@ -49,7 +49,7 @@ def _masked(data: bytes) -> int:
     try:
         import google_crc32c
     except ImportError:
-        raise ImportError("TFRecord files need google-crc32c: pip install google-crc32c") from None
+        raise ImportError("TFRecord files need google-crc32c: pip install google-crc32c (or the extra rlds)") from None
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

