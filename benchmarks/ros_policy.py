@@ -31,16 +31,20 @@ def outcomes(store: Path) -> list[tuple[bool, int]]:
 
 
 def robot(folder: Path, cameras: list[str]) -> str:
-    """The simulated arm, with cameras whose pictures are cut to what the policy reads."""
+    """The simulated arm, with cameras whose pictures are shrunk to what the policy reads."""
     if not cameras:
         return "sim_arm"
     lines = ["extends: robots/sim_arm.yaml", "name: sim_arm_small_cameras", "observations:"]
     for camera in cameras:
         name, _, size = camera.partition("=")
-        height, width = size.split("x")
+        height, width = (int(n) for n in size.split("x"))
+        finer = max(
+            1, 480 // height
+        )  # of the same shape: another one would show more to the sides, squeezed into the policy's picture
         lines += [
             f"  observation.images.{name}:",
-            f"    {{topic: {name}/image_raw, type: sensor_msgs/msg/Image, size: [480, 640], resize: [{height}, {width}],",
+            f"    {{topic: {name}/image_raw, type: sensor_msgs/msg/Image, size: [{finer * height}, {finer * width}],",
+            f"     resize: [{height}, {width}],",
             f"     camera_info: {name}/camera_info, hz: 30, max_age_s: 0.5}}",
         ]
     lines.append("sync: {anchor: state, tolerance_s: 0.0167, state: newest, frozen_check: false}")

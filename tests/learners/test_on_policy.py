@@ -213,7 +213,7 @@ def test_other_heads_are_refused_and_so_are_odd_numbers() -> None:
     from robot_rl.heads.config import ResidualConfig
     from robot_rl.heads.residual import ResidualHead
 
-    with pytest.raises(ValueError, match="trains a chain or latent_noise head; this one is residual"):
+    with pytest.raises(ValueError, match="trains a chain, latent_noise or token head; this one is residual"):
         OnPolicyLearner(SmoothBase(), ResidualHead(SmoothBase(), ResidualConfig(hidden=(4,))), OnPolicyConfig())
     with pytest.raises(ValueError, match="trained_steps=9"):
         ChainHead(compact(), ChainConfig(trained_steps=9))

@@ -93,6 +93,7 @@ def test_its_own_loss_brings_it_to_what_it_is_shown(checkpoints, which):
     assert float(after) < 0.8 * float(before)
 
 
+@pytest.mark.slow
 def test_a_head_is_distilled_into_the_policys_own_network(checkpoints, tmp_path):
     base = load_policy(checkpoints["cube"], options={"num_inference_steps": 2})
     head = LatentNoiseHead(base, LatentNoiseConfig(hidden=(16,)), generator=torch.Generator().manual_seed(1))
