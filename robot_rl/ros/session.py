@@ -488,7 +488,8 @@ class Session:
         scheduler.replan_margin = latency_rows + self.p["replan_margin"]
         self._accept(self._decided())
         if not stale and not self.holding and loop.wants_chunk and not self.worker.busy and self.host.ready:
-            if self.p["swap_at"] == "chunk" and self.arbiter.state is State.AUTONOMOUS and self.host.take():
+            may_swap = self.p["swap_at"] == "chunk" and self.host.pinned is None and self.arbiter.state is State.AUTONOMOUS
+            if may_swap and self.host.take():
                 self.recording.say(weights_version=self.host.deciding)
             self.worker.submit(loop.request())
         if scheduler.rows_left(loop.step) == 0 and self.worker.busy:
