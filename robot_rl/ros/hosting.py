@@ -7,6 +7,7 @@ With ``inference: process`` the host lives in a child process (:mod:`robot_rl.ro
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 KEEP_HEADS = 4
 POLL_S = 0.5
+LOOKED_FOR_S = 60.0
+LOOKED_FOR = "looked for in "
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class PolicyHost(VersionChoice):
         self.last_error = ""
         self.on_change: Callable[[], None] = lambda: None
         self._heads: dict[int, Head] = {}
-        self._wanted = 0
+        self._wanted, self._wanted_until = 0, 0.0
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._subscribers: dict[str, WeightSubscriber] = {}
@@ -188,7 +191,7 @@ class PolicyHost(VersionChoice):
         self._wake.set()
 
     def want(self, version: int) -> None:
-        self._wanted = version
+        self._wanted, self._wanted_until = version, time.monotonic() + LOOKED_FOR_S
         self._wake.set()
 
     def fetch(self, version: int) -> bool:
@@ -248,7 +251,7 @@ class PolicyHost(VersionChoice):
                             self._poll(source, notice.version, key)
                 elif (source_ := self._local()) is not None:
                     self._poll(source_, None)
-                if not self.has(self._wanted):
+                if not self.has(self._wanted) and time.monotonic() < self._wanted_until:
                     self._look_for(self._wanted)
             except Exception as error:  # whatever is wrong with new weights, the acting version goes on
                 self.last_error = str(error)
@@ -257,12 +260,16 @@ class PolicyHost(VersionChoice):
             self.on_change()
 
     def _look_for(self, version: int) -> None:
-        """A version that nobody announces any more: in the local folder, then wherever versions have come from."""
+        """A version that nobody announces any more: in the local folder, then wherever versions have come from.
+
+        With subscribers of its own: one that was asked for two versions in turns would verify both anew each time.
+        """
         local = self._local()
-        found = [] if local is None else [("local", local)]
-        for key, source in found + [(k, s.source) for k, s in self._subscribers.items()]:
+        sources = {} if local is None else {"local": local}
+        sources |= {k: s.source for k, s in self._subscribers.items() if not k.startswith(LOOKED_FOR)}
+        for key, source in sources.items():
             if not self.has(version):
-                self._poll(source, version, key)
+                self._poll(source, version, f"{LOOKED_FOR}{key}")
 
     def _poll(self, source: WeightSource, version: int | None, key: str = "local") -> None:
         subscriber = self._subscribers.get(key)

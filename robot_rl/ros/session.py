@@ -485,7 +485,7 @@ class Session:
             self.arbiter.config = replace(self.arbiter.config, handback_s=blend_s)
 
     def _decide(self, deciding: Deciding, asks: bool) -> None:
-        swaps = self.arbiter.state is State.AUTONOMOUS
+        swaps = self.arbiter.state is State.AUTONOMOUS and deciding.host.pinned is None
         decisions, swapped = deciding.step(asks=asks, swaps=swaps, time_left=self._time_left)
         if swapped:
             self.recording.say(weights_version=deciding.host.deciding)

@@ -25,6 +25,7 @@ PARAMETERS = """
 /**/learner_node:
   ros__parameters:
     publish_period_s: 1.0
+    nice: 0
 """
 
 

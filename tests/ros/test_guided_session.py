@@ -66,7 +66,8 @@ def test_a_session_goes_from_preflight_to_a_report(tmp_path):
     report = (run / "session_report.html").read_text()
     assert "95 %" in report
     with EpisodeStore.open(run / "store") as store:
-        versions = [store.meta(i).weights_version for i in store.episode_ids()]
+        judged = [m for m in map(store.meta, store.episode_ids()) if m.success is not None]  # others were played again
+    versions = [m.weights_version for m in judged]
     played = versions[-len(order) :]
     assert [v > 0 for v in played] == [arm == "new" for arm in order], (versions, order)
     assert versions[:2] == [0, 0], "the baseline is the old policy's"

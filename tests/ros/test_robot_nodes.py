@@ -293,3 +293,22 @@ def test_weights_are_swapped_in_motion(tmp_path: Path):
         assert not {"step_jump", "start_jump", "velocity"} & {
             e.rule for e in probe.records(topic("guard_node/events"), GuardEvent)
         }
+
+        # Pinned: from the next episode on that version alone acts, however many newer ones are there; an absent one is refused at once.
+        def pin(version: int):
+            value = ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=version)
+            request = SetParameters.Request(parameters=[Parameter(name="pin_version", value=value)])
+            return probe.call(SetParameters, topic("policy_node/set_parameters"), request).results[0]
+
+        refused = pin(99)
+        assert not refused.successful
+        assert "version 99 is not ready here" in refused.reason
+        probe.until(lambda: pin(1).successful, "version 1 is found again")
+        known = {s.episode_id for s in probe.records(topic("episode_status"), EpisodeStatus)}
+        probe.until(
+            lambda: len({s.episode_id for s in committed()} - known) >= 2, "two more episodes", 300.0, also=more_weights
+        )
+        assert more_weights.count > 2  # type: ignore[attr-defined]
+        with EpisodeStore.open(run / "store") as reading:
+            later = [reading.read(s.episode_id) for s in committed() if s.episode_id not in known]
+        assert {int(v) for e in later for v in e.weights_version} == {1}
