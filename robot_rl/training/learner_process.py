@@ -263,10 +263,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--parent", type=int, default=0, help="end when this process is gone (0: never)")
     parser.add_argument("--store", type=Path, action="append", default=[], help="another episode store to learn from")
-    parser.add_argument("--nice", type=int, default=0, help="nice level")
+    parser.add_argument("--nice", type=int, default=0, help="nice level, at least that of whoever starts this")
     given = parser.parse_args(arguments)
     if given.nice:
-        set_nice(min(19, os.getpriority(os.PRIO_PROCESS, 0) + given.nice))
+        set_nice(max(given.nice, os.getpriority(os.PRIO_PROCESS, 0)))  # inherited; never above whoever started it
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     learn(given.run_dir, given.parent, given.store)
 
