@@ -3,10 +3,13 @@
     python benchmarks/rewards_policies.py --runs runs/rewards --seeds 0 1 2 [--sources classifier,progress] [--slice 250]
 
 The cheapest shipped task that shows it, with the same data for everybody: tabletop/Lift, 200 episodes that the quickstart's base
-policy played (about half of them fail), filmed. Sources learn from the first 60 of them, whose outcome is known; every source labels
-all 200; ``robot-rl reward apply`` writes the composed reward down; and the same offline learner, with the same number of updates,
-learns from each copy. ``share`` is the success of a source's policies over that of the policies that learnt from the true reward,
-over the same seeds and the same 100 final starts.
+policy played (about two thirds of them fail), filmed. Sources learn from the first 60 of them, whose outcome is known; every source
+labels all 200; ``robot-rl reward apply`` writes the composed reward down; and the same IQL, with the same number of updates, learns
+from each copy. Its critic then chooses among sixteen chunks of the base: with no reward it chooses at random, and plays like the base
+(row ``nothing``; a latent-noise head would not do here, since zero noise alone is a good policy of this base). A second control,
+``step_cost``, is -1 a step whatever happens: what it reaches, a source of negative rewards may owe to episodes ending with success.
+``share`` is the success of a source's policies over that of the policies that learnt from the true reward, over the same seeds and
+the same 100 final starts.
 
 Work that is done is only read; ``--slice`` stops cleanly after so many seconds, and the next call goes on. Sources that ask a VLM ask
 the fault-injecting fake server, whose judge compares with a picture of a success: they show that the path works, not how good a VLM is.
@@ -23,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from recipes import TASK_FILE, Bench, Entry, Settings, merged, nested, run_arguments
+from recipes import CONFIGS, TASK_FILE, Bench, Entry, Settings, merged, nested, run_arguments
 
 from robot_rl import seeding
 from robot_rl.cli import main as verb
@@ -42,14 +45,19 @@ EPISODES, JUDGED = 200, 60
 CAMERA, SIZE = "observation.images.front", 64
 BAR = 0.8
 TRUTH = "truth"
+RECIPE = CONFIGS / "recipes" / "best_of_n.yaml"
 ENCODER = {"kind": "small_conv", "size": SIZE}
 # Learning from what was recorded alone: the last round is one episode that the finished head plays, and nothing is learned from it.
 OFFLINE: dict[str, Any] = {
     "device": "cpu",
     "demos": {"source": "store", "prefill": True},
     "env": {"num_envs": 16},
+    # IQL asks for no action beside the recorded ones. Rewards of other sources have other scales than success: no bounds.
+    "learner": {
+        "n_critics": 2, "offline_critic": "iql", "critic_loss": "iql", "base_samples": 0, "value_min": None, "value_max": None,
+    },
     "schedule": {
-        "offline_updates": 2500, "warmup_steps": 0, "warmup_acting": "head", "return_updates": 0, "warmup_updates": 0,
+        "offline_updates": 1500, "warmup_steps": 0, "warmup_acting": "head", "return_updates": 0, "warmup_updates": 0,
         "env_steps": 1, "round_episodes": 1, "updates_per_step": 0.0, "demo_ratio": 1.0, "demo_ratio_end": 1.0, "candidate_every": 1,
         "evaluate_every": 1, "checkpoint_every_s": 30, "batch_size": 128,
     },
@@ -213,6 +221,9 @@ PROGRESS = {"width": 32, "layers": 1, "components": 16, "batch": 16, "noise": 0.
 TASK_ITSELF = {"terminal_phi": "keep"}  # a potential that is all there is: its sum must not depend on where the episode ends
 WAYS: dict[str, Way] = {
     TRUTH: Way(None, {"source": "recorded", "kind": "dense"}),
+    # Controls. A success ends an episode, and that alone teaches where every step costs something: dense rewards below 0 have a part of that.
+    "nothing": Way(None, {"source": "recorded", "kind": "dense", "scale": 0.0}),
+    "step_cost": Way(None, {"source": "recorded", "kind": "dense", "scale": 0.0, "shift": -1.0}),
     "human": Way(None, {"source": "label", "kind": "success"}),
     "rule": Way(_rule, {"kind": "success"}),
     "classifier": Way(lambda lab: lab.trained("classifier", "--positive-frames", "3", "--steps", "400", options=CLASSIFIER), {"kind": "success"}),
@@ -252,7 +263,7 @@ class RewardBench(Bench):
         path = self.runs / "configs" / f"{recipe}_seed{seed}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         change = nested({"demos.path": str(self.rewarded(recipe)), "base.path": str(self.shared / "clumsy" / "base")})
-        path.write_text(yaml.safe_dump({"extends": [str(TASK_FILE)]} | merged(OFFLINE, change), sort_keys=False))
+        path.write_text(yaml.safe_dump({"extends": [str(TASK_FILE), str(RECIPE)]} | merged(OFFLINE, change), sort_keys=False))
         return path
 
     def rewarded(self, name: str) -> Path:

@@ -14,12 +14,13 @@ from robot_rl.learners.part_configs import (
     OptimismConfig,
     PrefixConfig,
     RecapConfig,
+    RowAdvantageConfig,
     StudentConfig,
     SupportConfig,
 )
 
 CriticLoss = Literal["td", "iql", "cql", "calql"]
-Weighting = Literal["uniform", "filtered", "hg_dagger", "iwr", "sirius", "awr", "iw_sft", "recap"]
+Weighting = Literal["uniform", "filtered", "hg_dagger", "iwr", "sirius", "awr", "iql", "iw_sft", "recap"]
 Reduction = Literal["min_pair", "weighted_min_pair", "min", "mean", "lcb"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
@@ -266,12 +267,12 @@ class WeightedBCConfig:
     Attributes:
         weights: ``uniform``; ``filtered``: rows of successful episodes, and of demonstrations that do not say how they ended;
             ``hg_dagger``: demonstrations and what humans executed; ``iwr``: human rows weigh as much as all others together; ``sirius``: fixed masses per class;
-            ``awr``: exp(advantage); ``iw_sft``: ``filtered`` times the likelihood ratio to the frozen base; ``recap``: everything
+            ``awr``: exp(return - V); ``iql``: exp(Q - V), which also tells apart rows of one episode by late and dense rewards; ``iw_sft``: ``filtered`` times the likelihood ratio to the frozen base; ``recap``: everything
             counts alike and is labelled by its advantage instead (an ``advantage_conditioned`` head).
-        recap: of those labels.
+        recap: of those labels. iql: of those critics; their sizes and rates are ``value_hidden`` and ``value_lr``.
         lr, weight_decay: AdamW. ema: decay of the averaged weights that act. grad_clip: largest gradient norm, 0: none.
         intervention_mass, pre_intervention_mass: shares of the loss of those classes (``sirius``).
-        beta, weight_clip: of ``awr``: exp(beta A), at most ``weight_clip``.
+        beta, weight_clip: of ``awr`` and ``iql``: exp(beta A), at most ``weight_clip``.
         value_hidden, value_lr: of V(s), which ``awr`` fits to returns.
         iw_temperature, iw_clip, iw_draws: of ``iw_sft``: exp(T (l_theta - l_base)) within [0, clip], the log likelihoods being
             minus the denoising loss, averaged over so many shared draws of time and noise.
@@ -294,6 +295,7 @@ class WeightedBCConfig:
     iw_clip: float = 16.0
     iw_draws: int = 8
     recap: RecapConfig = field(default_factory=RecapConfig)
+    iql: RowAdvantageConfig = field(default_factory=RowAdvantageConfig)
     gamma: float = 0.99
     failure_reward: float = 0.0
     seed: int = 0
@@ -312,10 +314,11 @@ class WeightedBCConfig:
                 f"intervention_mass={self.intervention_mass}, pre_intervention_mass={self.pre_intervention_mass}: accepted are "
                 "shares >= 0 of at most 1 together"
             )
-        if self.weights != "recap" and self.recap != RecapConfig():
-            raise ValueError(
-                f"recap={self.recap} with weights={self.weights!r}, which never reads it; accepted are its defaults"
-            )
+        for name, default in (("recap", RecapConfig()), ("iql", RowAdvantageConfig())):
+            if self.weights != name and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} with weights={self.weights!r}, which never reads it; accepted are its defaults"
+                )
         if self.iw_draws < 1 or self.iw_clip <= 0 or self.weight_clip <= 0:
             raise ValueError(
                 f"iw_draws={self.iw_draws}, iw_clip={self.iw_clip}, weight_clip={self.weight_clip}: accepted are numbers above 0"

@@ -240,3 +240,23 @@ class PrefixConfig:
             raise ValueError(
                 f"prefix: width={self.width}, layers={self.layers}, heads={self.heads}; accepted are integers >= 1, width a multiple of heads"
             )
+
+
+@dataclass(frozen=True)
+class RowAdvantageConfig:
+    """Critics that weigh rows to be cloned (IQL, Kostrikov et al. 2022).
+
+    Attributes:
+        n_critics: the least of them counts. expectile: tau of the value. tau: target smoothing.
+    """
+
+    n_critics: int = 2
+    expectile: float = 0.7
+    tau: float = 0.005
+
+    def __post_init__(self) -> None:
+        if self.n_critics < 1 or not 0.5 <= self.expectile < 1.0 or not 0.0 < self.tau <= 1.0:
+            raise ValueError(
+                f"iql: n_critics={self.n_critics}, expectile={self.expectile}, tau={self.tau}; accepted are an integer >= 1, 0.5 <= "
+                "expectile < 1 and 0 < tau <= 1"
+            )

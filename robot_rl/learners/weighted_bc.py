@@ -21,10 +21,11 @@ from robot_rl.heads.advantage import Advantage, AdvantageHead
 from robot_rl.heads.base import Head
 from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.learners.advantage_labels import AdvantageLabels
-from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
+from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN, Batch
 from robot_rl.learners.config import WeightedBCConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.facts import ADVANTAGE, OUTCOME, STEPS_LEFT
+from robot_rl.learners.row_advantage import RowAdvantage
 from robot_rl.learners.row_class import ROW_CLASS, SUCCEEDED, RowClass
 from robot_rl.learners.updates import frozen_flat, load_network_state, network_state
 from robot_rl.nn.flat import FlatAdam, FlatParameters, polyak_
@@ -46,6 +47,7 @@ class CloneBatch:
         shares: (4,) of the classes among all rows that could have been drawn.
         advantage: (B,) int64 :class:`Advantage` of the first row; steps_left, outcome: (B,) of it, see ``learners/facts.py``; with
             ``recap`` only.
+        windows: other rows as transitions, with ``iql`` only.
     """
 
     conditioning: Tensor
@@ -59,6 +61,7 @@ class CloneBatch:
     advantage: Tensor | None = None
     steps_left: Tensor | None = None
     outcome: Tensor | None = None
+    windows: Batch | None = None
 
 
 def class_shares(classes: np.ndarray) -> np.ndarray:
@@ -115,6 +118,7 @@ class WeightedBCLearner:
             init = torch.Generator().manual_seed(config.seed)
             self.value = CriticEnsemble(1, base.spec.conditioning_dim, config.value_hidden, generator=init, device=self.device)
             self.value_optimizer = FlatAdam(self.value.flat, config.value_lr)
+        self.judge = RowAdvantage(base.spec, config, self.device) if config.weights == "iql" else None
         self.labels: AdvantageLabels | None = None
         if config.weights == "recap":
             kind = self.flat.data.dtype
@@ -133,6 +137,7 @@ class WeightedBCLearner:
         base_samples: Any = None,
     ) -> CloneBatch:
         """Draw ``size`` chunks evenly over everything recorded: the weights say what counts, so ``ratios`` do not."""
+        windows = None if self.judge is None else Batch.from_windows(buffer.sample(size, rng), self.device)
         if self.labels is not None:
             self.labels.refresh(buffer, self.updates)
         drawn, extra = buffer.sample_chunk_rows(size, rng, self.base.spec.horizon)
@@ -147,6 +152,7 @@ class WeightedBCLearner:
             row_class=send(extra[ROW_CLASS]).long(), succeeded=first[SUCCEEDED], episode_return=first[EPISODE_RETURN],
             return_known=first[RETURN_KNOWN], shares=self._shares[1],
             advantage=first[ADVANTAGE].long() if ADVANTAGE in first else None, steps_left=first.get(STEPS_LEFT), outcome=first.get(OUTCOME),
+            windows=windows,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -162,6 +168,8 @@ class WeightedBCLearner:
             assert self.value is not None
             advantage = batch.episode_return - self.value.value(batch.conditioning)[0]
             weight = (c.beta * advantage).exp().clamp(max=c.weight_clip) * batch.return_known
+        elif self.judge is not None:
+            weight = (c.beta * self.judge(batch.conditioning, batch.action)).exp().clamp(max=c.weight_clip)
         else:
             weight = batch.succeeded
             if c.weights == "iw_sft":
@@ -184,7 +192,7 @@ class WeightedBCLearner:
         return (c.iw_temperature * gap.unflatten(0, (-1, k)).mean(1)).exp().clamp(max=c.iw_clip)
 
     def update(self, batch: CloneBatch, *, train_actor: bool = True, offline: bool = False) -> Metrics:
-        """One step of the value function (``awr``) and, with ``train_actor``, one of the policy."""
+        """One step of what judges (``awr``, ``iql``) and, with ``train_actor``, one of the policy."""
         metrics = self._fit_value(batch)
         self.updates += 1
         if not train_actor:
@@ -220,6 +228,9 @@ class WeightedBCLearner:
             assert batch.advantage is not None
             positive = (batch.advantage == Advantage.POSITIVE).float().mean()
             return self.labels.fit(batch.conditioning, batch.steps_left, batch.outcome) | {"recap/positive": positive}
+        if self.judge is not None:
+            assert batch.windows is not None
+            return self.judge.fit(batch.windows)
         if self.value is None:
             return {}
         fit = self.value.loss_and_grad(batch.conditioning, batch.episode_return, batch.return_known)
@@ -252,6 +263,8 @@ class WeightedBCLearner:
         }
         if self.labels is not None:
             state["labels"] = self.labels.full_state()
+        if self.judge is not None:
+            state["judge"] = self.judge.full_state()
         return state if self.value is None else state | {"value": network_state(self.value, self.value_optimizer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -260,6 +273,8 @@ class WeightedBCLearner:
         load_network_state(self.online, self.optimizer, state["online"])
         if self.labels is not None:
             self.labels.load_full_state(state["labels"])
+        if self.judge is not None:
+            self.judge.load_full_state(state["judge"])
         if self.value is not None:
             load_network_state(self.value, self.value_optimizer, state["value"])
         self.generator.set_state(state["generator"].cpu())

@@ -1,13 +1,14 @@
-"""Progress by asking a VLM: shuffled frames, pairwise changes, token probabilities, a scale of five (specification 2.6)."""
+"""Progress by asking a VLM: shuffled frames, pairwise changes, trends, token probabilities, a scale of five (specification 2.6)."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -16,10 +17,12 @@ from robot_rl.rewards.features import spread
 from robot_rl.rewards.source import Coverage, EpisodeTrace, FrameBatch, ScoreBatch, SourceInfo
 from robot_rl.rewards.vlm.client import VlmClient
 from robot_rl.rewards.vlm.config import vlm_config
-from robot_rl.rewards.vlm.questions import Answer, claim, delta, done, rubric, shuffled_progress
+from robot_rl.rewards.vlm.questions import Answer, Question, claim, delta, done, rubric, shuffled_progress, trend
 from robot_rl.types import RewardKind
 
-Method = Literal["shuffled", "pairwise", "claim", "rubric", "done"]
+Method = Literal["shuffled", "pairwise", "trend", "claim", "rubric", "done"]
+# What a stretch is worth (RLinf): losing ground costs less than gaining it brings, so that trying is not punished.
+TRENDS = {"positive": 1.0, "unclear": 0.0, "negative": -0.2}
 
 
 def shuffle_order(episode_id: str, step: int, count: int) -> np.ndarray:
@@ -72,13 +75,14 @@ def token_margin(top: dict[str, float], yes: str = "True", no: str = "False") ->
 
 @dataclass
 class VlmProgressSource:
-    """A potential asked of a VLM once an episode (``shuffled``) or along it, or a verdict (``done``).
+    """A potential asked of a VLM once an episode (``shuffled``) or along it, a dense reward (``trend``), or a verdict (``done``).
 
     Attributes:
         vlm: settings of :class:`~robot_rl.rewards.vlm.VlmConfig`, budget included.
         camera: the view that is shown. ``goal``: used where an episode names no task.
-        method: ``shuffled`` frames, ``pairwise`` changes every ``stride`` steps, ``claim`` (token probabilities of a claim of
-            success), ``rubric`` (final state on a scale of five) or ``done`` (a success verdict on the last frame).
+        method: ``shuffled`` frames, ``pairwise`` changes every ``stride`` steps, ``trend`` (every ``stride`` steps, whether the stretch
+            behind gained, 1, lost, -0.2, or neither, 0), ``claim`` (token probabilities of a claim of success), ``rubric`` (final
+            state on a scale of five) or ``done`` (a success verdict on the last frame).
         frames: shown at most. ``midpoint``, ``softness``: of ``claim``'s sigmoid, from calibration.
         shuffle: off only to measure what shuffling changes.
     """
@@ -97,16 +101,18 @@ class VlmProgressSource:
     coverage: Coverage = field(default="every_step", init=False)
 
     def __post_init__(self) -> None:
-        accepted = ("shuffled", "pairwise", "claim", "rubric", "done")
-        if self.method not in accepted:
-            raise ValueError(f"method={self.method!r}: accepted are {', '.join(accepted)}")
+        if self.method not in get_args(Method):
+            raise ValueError(f"method={self.method!r}: accepted are {', '.join(get_args(Method))}")
         if not 2 <= self.frames <= 32 or self.stride < 1 or self.softness <= 0:
             raise ValueError(
                 f"frames={self.frames}, stride={self.stride}, softness={self.softness}: accepted are 2 to 32, >= 1, and > 0"
             )
-        self.kind = RewardKind.SUCCESS if self.method == "done" else RewardKind.POTENTIAL
+        kinds = {"done": RewardKind.SUCCESS, "trend": RewardKind.DENSE}
+        self.kind = kinds.get(self.method, RewardKind.POTENTIAL)
         if self.method in ("done", "rubric", "claim"):
             self.coverage = "episode"
+        elif self.method == "trend":
+            self.coverage = "on_event"
         self.needs = frozenset({self.camera})
         self.client = VlmClient(vlm_config(self.vlm))
         self._prompt = self._example().prompt_hash
@@ -114,7 +120,7 @@ class VlmProgressSource:
     def _example(self) -> Any:
         blank = np.zeros((2, 2, 3), np.uint8)
         asked = {"pairwise": delta("g", blank, blank), "claim": claim("g", [blank]), "rubric": rubric("g", [blank])}
-        asked |= {"done": done("g", [blank]), "shuffled": shuffled_progress("g", blank, [blank])}
+        asked |= {"done": done("g", [blank]), "shuffled": shuffled_progress("g", blank, [blank]), "trend": trend("g", [blank])}
         return asked[self.method]
 
     def describe(self) -> SourceInfo:
@@ -152,6 +158,8 @@ class VlmProgressSource:
             return scores_of(steps, values, reason)
         if self.method == "pairwise":
             return self._pairwise(goal, frames, steps)
+        if self.method == "trend":
+            return self._trend(goal, frames)
         shown = [frames[i] for i in spread(len(frames), self.frames)]
         one = np.array([last], np.int64)
         if self.method == "claim":
@@ -169,9 +177,25 @@ class VlmProgressSource:
             )
         return self._verdict(self.client.ask(done(goal, [frames[-1]])), one)
 
+    def _stretches(self, count: int) -> list[tuple[int, int]]:
+        """(first, last) frame of every stretch of ``stride`` steps; the last one may be shorter."""
+        looked = np.unique(np.append(np.arange(0, count, self.stride), count - 1)).tolist()
+        return list(itertools.pairwise(looked))
+
+    def _trend(self, goal: str, frames: np.ndarray) -> ScoreBatch:
+        stretches = self._stretches(len(frames))
+
+        def question(first: int, last: int) -> Question:
+            return trend(goal, [frames[first + i] for i in spread(last - first + 1, self.frames)])
+
+        answers = list(self.client.ask_all(question(a, b) for a, b in stretches))
+        values = np.array([TRENDS[a.value["trend"]] if a.valid else math.nan for a in answers], np.float32)
+        valid = np.isfinite(values)
+        return ScoreBatch(np.array([b for _, b in stretches], np.int64), values, valid, tuple(a.reason for a in answers))
+
     def _pairwise(self, goal: str, frames: np.ndarray, steps: np.ndarray) -> ScoreBatch:
-        looked = np.unique(np.append(np.arange(0, len(frames), self.stride), len(frames) - 1))
-        pairs = list(zip(looked[:-1].tolist(), looked[1:].tolist(), strict=True))
+        pairs = self._stretches(len(frames))
+        looked = np.array([0, *(b for _, b in pairs)])
         answers = list(self.client.ask_all(delta(goal, frames[a], frames[b]) for a, b in pairs))
         values, value, known = [0.0], 0.0, len(looked)
         for k, answer in enumerate(answers):

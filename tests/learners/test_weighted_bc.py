@@ -14,8 +14,9 @@ from spine_kit import ARM, STATE, SmoothBase, compact
 from torch import Tensor
 
 from robot_rl.heads.fine_tuned import FineTunedHead
-from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN
+from robot_rl.learners.batch import EPISODE_RETURN, RETURN_KNOWN, Batch
 from robot_rl.learners.config import WeightedBCConfig
+from robot_rl.learners.part_configs import RowAdvantageConfig
 from robot_rl.learners.row_class import FACTS, ROW_CLASS, SUCCEEDED, RowClass, step_facts
 from robot_rl.learners.weighted_bc import CloneBatch, WeightedBCLearner, class_shares, class_weights
 from robot_rl.replay.buffer import ReplayBuffer
@@ -24,7 +25,7 @@ from robot_rl.training.checkpoint import load_checkpoint, save_checkpoint
 from robot_rl.training.ingest import ingest
 from robot_rl.types import Episode, EpisodeMeta, FeatureSpec, Source, Stratum
 
-WEIGHTINGS = ("uniform", "filtered", "hg_dagger", "iwr", "sirius", "awr", "iw_sft")
+WEIGHTINGS = ("uniform", "filtered", "hg_dagger", "iwr", "sirius", "awr", "iql", "iw_sft")
 D, R, I, P = RowClass  # noqa: E741
 
 
@@ -43,7 +44,19 @@ def make(weights: str, kind: str = "diffusion", **config) -> WeightedBCLearner:
     shaken(learner, 3, 0.02)  # the policy is no longer the base
     if learner.value is not None:
         shaken(learner.value, 4)
+    if learner.judge is not None:
+        for seed, network in enumerate((learner.judge.critic, learner.judge.target, learner.judge.value.network), 4):
+            shaken(network, seed)
     return learner
+
+
+def transitions(learner: WeightedBCLearner, size: int = 10, seed: int = 1) -> Batch:
+    g, c, rows = gen(seed), learner.base.conditioning_dim, learner.base.spec.n_action_steps
+    return Batch(
+        conditioning=torch.randn(size, c, generator=g), action=torch.rand(size, rows, 3, generator=g) * 2 - 1,
+        reward=torch.rand(size, generator=g), discount=torch.full((size,), 0.9), next_conditioning=torch.randn(size, c, generator=g),
+        weight=torch.ones(size),
+    )  # fmt: skip
 
 
 def batch(learner: WeightedBCLearner, size: int = 10, seed: int = 0) -> CloneBatch:
@@ -58,6 +71,7 @@ def batch(learner: WeightedBCLearner, size: int = 10, seed: int = 0) -> CloneBat
         episode_return=torch.rand(size, generator=g),
         return_known=(torch.rand(size, generator=g) > 0.2).to(torch.get_default_dtype()),
         shares=torch.tensor([0.3, 0.5, 0.15, 0.05]),
+        windows=None if learner.judge is None else transitions(learner, size, seed + 100),
     )
 
 
@@ -75,6 +89,10 @@ def slow_weight(learner: WeightedBCLearner, b: CloneBatch, i: int, h: int, ratio
         return {D: 1.0, R: (1 - 0.5 - 0.3 - 0.002) / 0.5, I: 0.5 / 0.15, P: 0.002 / 0.05}[kind]
     if name == "awr":
         return min(math.exp(3.0 * float(b.episode_return[i] - v[i])), 100.0) * float(b.return_known[i])
+    if name == "iql":
+        judge, rows = learner.judge, learner.base.spec.n_action_steps
+        q = judge.target(torch.cat([b.conditioning[i], b.action[i, :rows].flatten()])[None]).min()
+        return min(math.exp(3.0 * float((q - judge.value.network(b.conditioning[i : i + 1]).squeeze()).detach())), 100.0)
     if name == "iw_sft":
         return good * float(ratio[i])
     return 1.0
@@ -158,7 +176,22 @@ def test_nothing_to_imitate_leaves_the_policy_alone() -> None:
     assert float(metrics["bc/loss"]) == 0.0
 
 
-@pytest.mark.parametrize("weights", ["awr", "iw_sft"])
+def test_iql_tells_the_better_of_two_things_done_in_one_state() -> None:
+    """Everywhere one of two chunks was played, whichever came; one of them is rewarded. Returns alone are as good for both."""
+    learner = make("iql", value_hidden=(32, 32), value_lr=3e-3, iql=RowAdvantageConfig(tau=0.05))
+    spec = learner.base.spec
+    good = torch.arange(64) % 2 == 0
+    action = torch.where(good[:, None, None], 0.5, -0.5).expand(64, spec.horizon, 3).contiguous()
+    state = torch.zeros(64, spec.conditioning_dim)
+    windows = Batch(state, action[:, : spec.n_action_steps], good.float(), torch.full((64,), 0.5), state, torch.ones(64))
+    for _ in range(400):
+        learner.judge.fit(windows)
+    clones = replace(batch(learner, 64), conditioning=state, action=action)
+    weight = learner.row_weights(clones)[:, 0]
+    assert float(weight[good].min()) > 4 * float(weight[~good].max())
+
+
+@pytest.mark.parametrize("weights", ["awr", "iql", "iw_sft"])
 def test_row_11_resumes_bit_for_bit(weights: str, tmp_path) -> None:
     straight, first, resumed = (make(weights, lr=1e-2) for _ in range(3))
     for b in [batch(straight, seed=s) for s in range(6)]:
@@ -172,6 +205,10 @@ def test_row_11_resumes_bit_for_bit(weights: str, tmp_path) -> None:
     for part in ("head", "online"):
         pairs = zip(getattr(straight, part).parameters(), getattr(resumed, part).parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), part
+    if straight.judge is not None:
+        for part in ("critic", "target"):
+            a, b = (getattr(learner.judge, part).state_dict() for learner in (straight, resumed))
+            assert all(torch.equal(a[name], b[name]) for name in a), part
     assert not torch.equal(straight.head.denoiser.input.weight, straight.online.denoiser.input.weight)
     assert torch.equal(straight.generator.get_state(), resumed.generator.get_state())
 

@@ -267,6 +267,22 @@ def test_vlm_progress_of_every_kind(server):
     assert set(failed.reason) == {"http_5xx"}
 
 
+def test_a_trend_pays_for_every_stretch_and_fails_alone(server):
+    source = VlmProgressSource(vlm(server.url), CAMERA, method="trend", goal=TASK, stride=5)
+    up, down, still = bars(), bars()[::-1], np.repeat(bars()[:1], 20, 0)
+    film = np.concatenate([up, down, still])  # 60 frames: what is before a turn and after it share a stretch
+    scores = source.score_episode(EpisodeTrace("e", {CAMERA: film}, np.arange(60), TASK))
+    assert scores.steps.tolist() == [*range(5, 60, 5), 59]
+    assert scores.value[:3].tolist() == [1.0] * 3
+    assert scores.value[4:7].tolist() == pytest.approx([-0.2] * 3)
+    assert scores.value[8:].tolist() == [0.0] * 4
+    assert source.kind is RewardKind.DENSE
+    server.knobs.p_500 = 1.0
+    failed = source.score_episode(EpisodeTrace("f", {CAMERA: up}, np.arange(20), TASK))
+    assert not failed.valid.any()
+    assert set(failed.reason) == {"http_5xx"}
+
+
 def test_a_node_tells_the_source_where_the_server_is(server):
     source = VlmProgressSource(vlm("http://127.0.0.1:9"), CAMERA, goal=TASK)
     source.connect(endpoint=server.url, model="other", max_qps=50.0, max_in_flight=2, cache="off")
