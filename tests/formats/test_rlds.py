@@ -174,7 +174,7 @@ def test_wrong_options_and_damage_are_named(tmp_path):
     (file,) = (source / "1.0.0").glob("*.tfrecord-*")
     whole = file.read_bytes()
     for damaged, message in (
-        (whole[:-7], "record 0 is cut off"), (whole[:200] + b"\0" + whole[201:], "checksum does not fit"),
+        (whole[:-7], "record 0 is cut off"), (whole[:200] + bytes([whole[200] ^ 0xFF]) + whole[201:], "checksum does not fit"),
         (b"x" * 64, "checksum of its length does not fit"),
     ):  # fmt: skip
         file.write_bytes(damaged)
