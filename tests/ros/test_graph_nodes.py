@@ -167,6 +167,7 @@ def test_learner_side_nodes_on_a_real_graph(tmp_path):
         probe.until(lambda: supervisor.processes[f"/{SPACE}/reward_node"].restarts == 1, "it is started again", also=look)
         configured = lambda: sum("source env (environment)" in line for line in lines)  # noqa: E731
         probe.until(lambda: configured() >= 2, "it is configured again", also=look)
+        probe.heard[session].clear()  # what was said before the death was noticed
         probe.until(
             lambda: any(s.phase == "ready" and s.nodes["reward_node"] == "active" for s in probe.records(session, SessionStatus)[-1:]),
             "it is up again", also=look,
