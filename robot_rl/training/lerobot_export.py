@@ -25,9 +25,10 @@ from torch import Tensor
 from robot_rl import seeding
 from robot_rl.heads.base import Mode, prior_shape
 from robot_rl.heads.fine_tuned import FineTunedHead
+from robot_rl.policies.checkpoint_options import OPTIONS_FILE
 from robot_rl.policies.lerobot import versions
 from robot_rl.policies.lerobot.diffusion import LeRobotDiffusion
-from robot_rl.policies.lerobot.options import OPTIONS_FILE, LeRobotOptions
+from robot_rl.policies.lerobot.options import LeRobotOptions
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.training.ingest import encode_episode

@@ -5,16 +5,14 @@ The same keys may lie beside the checkpoint in ``robot_rl.json``; a configuratio
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from robot_rl.types import ActionSpec
+from robot_rl.policies.checkpoint_options import CheckpointOptions, given_options
 
-OPTIONS_FILE = "robot_rl.json"
 _SLICE = re.compile(r"(?P<name>[A-Za-z0-9_.]+)\[(?P<start>\d+):(?P<stop>\d+)\]")
 
 
@@ -35,7 +33,7 @@ class FeatureSource:
 
 
 @dataclass(frozen=True)
-class LeRobotOptions:
+class LeRobotOptions(CheckpointOptions):
     """Options of a LeRobot base policy.
 
     Attributes:
@@ -89,18 +87,6 @@ class LeRobotOptions:
             raise ValueError(f"features={self.features!r}: accepted is a mapping of policy features to recorded columns")
         return {name: FeatureSource.parse(name, text) for name, text in self.features.items()}
 
-    def action_spec(self) -> ActionSpec | None:
-        if self.action is None:
-            return None
-        try:
-            return ActionSpec(**{k: tuple(v) for k, v in self.action.items()})
-        except TypeError as error:
-            raise ValueError(f"action={dict(self.action)!r}: accepted are low, high, names, kind, mode ({error})") from None
-
-    def identity(self) -> dict[str, Any]:
-        """What changes actions (cache sizes do not)."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("_mb")}
-
 
 def read_options(folder: Path, given: Mapping[str, Any] | None = None) -> LeRobotOptions:
     """Options beside a checkpoint, overridden by ``given``.
@@ -108,11 +94,4 @@ def read_options(folder: Path, given: Mapping[str, Any] | None = None) -> LeRobo
     Raises:
         ValueError: an unknown option, or a value that is not accepted.
     """
-    file = folder / OPTIONS_FILE
-    beside = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    known = [f.name for f in fields(LeRobotOptions)]
-    for origin, values in ((str(file), beside), ("base.options", given or {})):
-        for name in values:
-            if name not in known:
-                raise ValueError(f"{origin}: unknown option {name!r}; accepted are {', '.join(known)}")
-    return LeRobotOptions(**{**beside, **(given or {})})
+    return LeRobotOptions(**given_options(LeRobotOptions, folder, given))

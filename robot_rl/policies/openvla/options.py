@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from robot_rl.types import ActionSpec
-
-OPTIONS_FILE = "robot_rl.json"
+from robot_rl.policies.checkpoint_options import CheckpointOptions, given_options
 
 
 @dataclass(frozen=True)
-class OpenVLAOptions:
+class OpenVLAOptions(CheckpointOptions):
     """Options of an OpenVLA base policy; the same keys may lie beside the checkpoint in ``robot_rl.json``.
 
     Attributes:
@@ -60,18 +57,6 @@ class OpenVLAOptions:
             raise ValueError(f"task={self.task!r}: accepted is the instruction, a sentence")
         self.action_spec()
 
-    def action_spec(self) -> ActionSpec | None:
-        if self.action is None:
-            return None
-        try:
-            return ActionSpec(**{k: tuple(v) for k, v in self.action.items()})
-        except TypeError as error:
-            raise ValueError(f"action={dict(self.action)!r}: accepted are low, high, names, kind, mode ({error})") from None
-
-    def identity(self) -> dict[str, Any]:
-        """What changes actions (cache sizes do not)."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("_mb")}
-
 
 def read_options(folder: Path, given: Mapping[str, Any] | None = None) -> OpenVLAOptions:
     """Options beside a checkpoint, overridden by ``given``.
@@ -79,14 +64,7 @@ def read_options(folder: Path, given: Mapping[str, Any] | None = None) -> OpenVL
     Raises:
         ValueError: an unknown option, or a value that is not accepted.
     """
-    file = folder / OPTIONS_FILE
-    beside = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    known = [f.name for f in fields(OpenVLAOptions)]
-    for origin, values in ((str(file), beside), ("base.options", given or {})):
-        for name in values:
-            if name not in known:
-                raise ValueError(f"{origin}: unknown option {name!r}; accepted are {', '.join(known)}")
     try:
-        return OpenVLAOptions(**{**beside, **(given or {})})
+        return OpenVLAOptions(**given_options(OpenVLAOptions, folder, given))
     except ValueError as error:
         raise ValueError(f"{folder}: base.options.{error}") from None
