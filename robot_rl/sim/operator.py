@@ -14,7 +14,7 @@ from robot_rl.types import Observation, Source
 
 
 class SimulatedOperator:
-    """An arbiter that lets the policy act until the task has made no progress for too long, then drives to the end.
+    """An arbiter that lets the policy act until the task has made no progress for too long, then drives: to the end, or to the next stage.
 
     The person sees what the task's own stages say, and drives as its scripted expert does, from wherever the policy has brought
     the robot. Whatever is random about it depends on ``key`` alone.
@@ -33,29 +33,44 @@ class SimulatedOperator:
 
     def begin(self) -> None:
         self._stages: set[str] = set()
+        self._stage = ""
         self._waited = 0
+        self._driving = False
+        self._reached = False  # what the person took over for
+        self._interventions = 0
         self.steps = 0  # driven by the person in this episode
 
     @property
     def driving(self) -> bool:
-        return self.steps > 0
+        return self._driving
 
     def saw(self, stage: str) -> None:
         """The stage that the task is in after a control step."""
-        self._waited = 0 if stage not in self._stages and self._stages else self._waited + 1
+        new = bool(self._stages) and stage not in self._stages
+        self._waited = 0 if new else self._waited + 1
+        self._reached |= self._driving and new
         self._stages.add(stage)
+        self._stage = stage
 
     def arbitrate(self, now_ns: int, wish: np.ndarray, observation: Observation, situation: Situation) -> Arbitration:
-        takes_over = not self.driving and self._watches and self._waited >= self.config.patience
-        if not (takes_over or self.driving):
+        if self._driving and self._reached and self.config.hand_back == "stage":
+            self._driving, self._waited = False, 0
+            # The policy's running chunk was computed while somebody else drove: it looks again.
+            return Arbitration(situation.standstill, Source.HOLD, drop_chunk=True)
+        takes_over = not self._driving and self._watches and self._waited >= self.config.patience
+        if not (takes_over or self._driving):
             return Arbitration(wish)
         if takes_over:
             self.expert.reset(self.env, self._rng)
+            self._driving, self._reached = True, False
+            self._stages = {self._stage}  # a stage that was lost again is progress when it comes back
+            self._interventions += 1
         self.steps += 1
         command = np.clip(self.expert.act(observation), self._low, self._high).astype(np.float32)
         return Arbitration(
-            command, Source.HUMAN, human=command, intervention_id=0, drop_chunk=takes_over, operator_stamp_ns=now_ns
-        )
+            command, Source.HUMAN, human=command, intervention_id=self._interventions - 1, drop_chunk=takes_over,
+            operator_stamp_ns=now_ns,
+        )  # fmt: skip
 
     def report(self) -> dict[str, Any]:
         return {"human_steps": self.steps, "watched": self._watches}

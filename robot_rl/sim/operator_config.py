@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -10,8 +11,10 @@ class OperatorConfig:
     """A simulated person who watches training episodes in simulation and takes over when one goes wrong.
 
     Attributes:
-        patience: control steps without a new stage of the task (``info["stage"]``) after which the person takes over, once, until
-            the episode ends; 0: nobody is there.
+        patience: control steps without a new stage of the task (``info["stage"]``) after which the person takes over; 0: nobody is
+            there.
+        hand_back: ``end``: the person drives until the episode ends; ``stage``: until the task has reached another stage than at the
+            take-over, then lets the policy go on, and may take over again.
         skill, noise: of the task's scripted expert, who then drives.
         share: of the episodes that are watched at all.
     """
@@ -19,6 +22,7 @@ class OperatorConfig:
     patience: int = 0
     skill: float = 1.0
     noise: float = 0.0
+    hand_back: Literal["end", "stage"] = "end"
     share: float = 1.0
 
     def __post_init__(self) -> None:
@@ -26,5 +30,7 @@ class OperatorConfig:
             raise ValueError(f"patience={self.patience}: accepted are integers >= 0")
         if not 0.0 <= self.skill <= 1.0 or not 0.0 < self.share <= 1.0:
             raise ValueError(f"skill={self.skill}, share={self.share}: accepted are numbers from 0 to 1, a share above 0")
+        if self.hand_back not in ("end", "stage"):
+            raise ValueError(f"hand_back={self.hand_back!r}: accepted are end, stage")
         if not 0.0 <= self.noise < float("inf"):
             raise ValueError(f"noise={self.noise}: accepted are finite numbers >= 0")

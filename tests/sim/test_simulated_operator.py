@@ -65,6 +65,23 @@ def test_an_episode_does_not_depend_on_who_plays_beside_it(lost, tmp_path) -> No
     assert {o.human_steps > 0 for o in many} == {True, False}, "half of the episodes are watched"
 
 
+def test_a_person_may_only_help_to_the_next_stage(lost, tmp_path) -> None:
+    """Whoever hands back after a stage drives less, rests for a step, and comes again where the policy is lost again."""
+    whole = play(lost, tmp_path / "whole", OperatorConfig(patience=10))
+    brief = play(lost, tmp_path / "brief", OperatorConfig(patience=10, hand_back="stage"))
+    assert sum(o.human_steps for o in brief) < sum(o.human_steps for o in whole)
+    for o in brief:
+        source, driven = o.episode.source, o.episode.source == Source.HUMAN
+        assert o.human_steps == driven.sum()
+        ends = np.flatnonzero(driven[:-1] & ~driven[1:]) + 1
+        assert (source[ends] == Source.HOLD).all()
+        begins = np.flatnonzero(~driven[:-1] & driven[1:]) + 1
+        assert o.episode.intervention_id[begins].tolist() == list(range(len(begins)))
+        assert takeovers(o.episode).tolist() == (begins - 1).tolist()
+        assert (np.diff(np.sort([*begins, *ends]))[1::2] >= 10).all(), "patience begins anew"
+    assert any((o.episode.source == Source.HOLD).any() for o in brief)
+
+
 def test_progress_is_waited_for(lost, tmp_path) -> None:
     """A new stage of the task starts the patience anew; being in one seen before does not."""
     from robot_rl.sim.operator import SimulatedOperator
@@ -82,6 +99,8 @@ def test_progress_is_waited_for(lost, tmp_path) -> None:
 def test_refusals(lost) -> None:
     with pytest.raises(ValueError, match="patience=-1"):
         OperatorConfig(patience=-1)
+    with pytest.raises(ValueError, match="hand_back='later'"):
+        OperatorConfig(hand_back="later")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="share=0"):
         OperatorConfig(share=0.0)
     processes = object.__new__(ProcessVectorEnv)
