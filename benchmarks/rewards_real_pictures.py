@@ -29,13 +29,14 @@ import numpy as np
 import torch
 
 from robot_rl import paths
-from robot_rl.rewards.encoders import EncoderConfig, HashedText
 from robot_rl.rewards.features import FeatureConfig, FrameFeatures
 from robot_rl.rewards.goal import ends, read_picture, start_goal_projection
 from robot_rl.rewards.learned import FitBudget
 from robot_rl.rewards.progress_model import Clip, ProgressConfig, fit_progress
 from robot_rl.rewards.statistics import spearman, value_order_correlation
+from robot_rl.rewards.text import HashedText
 from robot_rl.rewards.training import OTHER_TASKS
+from robot_rl.vision.encoders import EncoderConfig
 
 CAMERA = "observation.images.real"
 EPISODES = (1, 2, 7, 8, 19, 40, 42, 49)

@@ -22,10 +22,11 @@ from robot_rl import paths
 from robot_rl.rewards import FrameBatch, RewardSource
 from robot_rl.rewards.classifier import ClassifierSource, save_classifier
 from robot_rl.rewards.classifier_model import ClassifierConfig, SuccessClassifier, camera_maps
-from robot_rl.rewards.encoders import EncoderConfig, HashedText
 from robot_rl.rewards.features import FeatureConfig, FrameFeatures
 from robot_rl.rewards.progress import ProgressSource, save_progress
 from robot_rl.rewards.progress_model import ProgressConfig, ProgressModel
+from robot_rl.rewards.text import HashedText
+from robot_rl.vision.encoders import EncoderConfig
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 SIDE, HZ = 224, 30.0

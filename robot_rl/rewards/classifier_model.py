@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robot_rl.rewards.encoders import ImageEncoder
 from robot_rl.rewards.learned import Clock, FitBudget, FitReport
 from robot_rl.rewards.statistics import calibration, precision_recall, roc_auc
+from robot_rl.vision.encoders import ImageEncoder
 
 LOOK_EVERY = 20
 

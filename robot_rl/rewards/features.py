@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from robot_rl.rewards.encoders import EncoderConfig, ImageEncoder, build_encoder, pooled
 from robot_rl.types import OBSERVATION_IMAGES
+from robot_rl.vision.encoders import EncoderConfig, ImageEncoder, build_encoder, pooled
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from robot_rl.rewards.causal import CausalSource
-from robot_rl.rewards.encoders import EncoderConfig, file_hash, pooled
 from robot_rl.rewards.features import FeatureConfig, FrameFeatures
+from robot_rl.vision.encoders import EncoderConfig, file_hash, pooled
 
 Measure = Literal["projection", "cosine", "distance"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from robot_rl.rewards.causal import CausalSource
-from robot_rl.rewards.encoders import TextEncoder, build_text_encoder
 from robot_rl.rewards.features import FeatureConfig, FrameFeatures
 from robot_rl.rewards.learned import load_model, save_model
 from robot_rl.rewards.progress_model import ProgressConfig, ProgressModel
+from robot_rl.rewards.text import TextEncoder, build_text_encoder
 
 KIND = "progress"
 

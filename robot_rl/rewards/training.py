@@ -12,15 +12,16 @@ import numpy as np
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.rewards.classifier import save_classifier
 from robot_rl.rewards.classifier_model import ClassifierConfig, LabelledFrames, fit_classifier
-from robot_rl.rewards.encoders import EncoderConfig, build_text_encoder
 from robot_rl.rewards.features import FeatureConfig, FrameFeatures
 from robot_rl.rewards.learned import FitBudget, FitReport
 from robot_rl.rewards.marks import marked_frames, read_looks
 from robot_rl.rewards.progress import save_progress
 from robot_rl.rewards.progress_model import Clip, ProgressConfig, fit_progress
 from robot_rl.rewards.stages import keyframe_labels, keyframes
+from robot_rl.rewards.text import build_text_encoder
 from robot_rl.rewards.video_likelihood import VideoConfig, fit_video, save_video
 from robot_rl.types import OBSERVATION_STATE, Episode, RewardKind
+from robot_rl.vision.encoders import EncoderConfig
 
 OTHER_TASKS = (
     "open the top drawer", "close the microwave door", "wipe the table with the sponge", "turn on the lamp", "fold the towel in half",

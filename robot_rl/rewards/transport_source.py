@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from robot_rl.rewards.causal import scores_of
-from robot_rl.rewards.encoders import EncoderConfig, file_hash
 from robot_rl.rewards.features import FeatureConfig, FrameFeatures
 from robot_rl.rewards.source import Coverage, EpisodeTrace, FrameBatch, ScoreBatch, SourceInfo
 from robot_rl.rewards.transport import transport_rewards
 from robot_rl.types import RewardKind
+from robot_rl.vision.encoders import EncoderConfig, file_hash
 
 
 @dataclass

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robot_rl.rewards.causal import scores_of
-from robot_rl.rewards.encoders import fitted
 from robot_rl.rewards.learned import Clock, FitBudget, FitReport, load_model, save_model
 from robot_rl.rewards.source import Coverage, EpisodeTrace, FrameBatch, ScoreBatch, SourceInfo
 from robot_rl.rewards.transformer import CausalTransformer
 from robot_rl.types import RewardKind
+from robot_rl.vision.encoders import fitted
 
 KIND = "video_likelihood"
 ROWS = 64

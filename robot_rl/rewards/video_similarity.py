@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from robot_rl.rewards.encoders import EncoderConfig, file_hash
 from robot_rl.rewards.features import FeatureConfig, FrameFeatures, spread
 from robot_rl.rewards.source import Coverage, EpisodeTrace, FrameBatch, ScoreBatch, SourceInfo
 from robot_rl.types import RewardKind
+from robot_rl.vision.encoders import EncoderConfig, file_hash
 
 Metric = Literal["centred_cosine", "cosine", "dot"]
 

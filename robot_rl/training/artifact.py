@@ -23,9 +23,10 @@ from typing import Any
 from robot_rl.config import load, to_yaml
 from robot_rl.heads.token import TokenHead
 from robot_rl.policies.lerobot.adapter import LeRobotPolicy
-from robot_rl.policies.loading import load_policy, write_reference
+from robot_rl.policies.loading import VISION, load_policy, placed, read_reference, write_reference
 from robot_rl.policies.openvla.network import replace_weights
 from robot_rl.policies.openvla.policy import OpenVLAPolicy
+from robot_rl.policies.seeing import blind
 from robot_rl.replay.files import replace_json
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.runtime.weights import WeightChannel
@@ -97,24 +98,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _policy(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig, result: dict[str, Any]) -> None:
-    source = base_source(run / "base", config.base)
-    if isinstance(acting.base, LeRobotPolicy | OpenVLAPolicy):
-        checkpoint = out / "base" / "checkpoint"
-        _copy_checkpoint(acting.base, checkpoint)
-        options = _options(run, config)
-        write_reference(load_policy(checkpoint, "cpu", options), out / "base", checkpoint, options)
-        _forget_absolute(out / "base")
-    else:
-        held = json.loads((Path(source) / "policy.json").read_text(encoding="utf-8")) if Path(source).is_dir() else {}
-        folder = Path(source)
-        if held.get("path"):  # a reference to a compact policy elsewhere
-            near = folder / str(held["path"])
-            folder = near if near.exists() else Path(str(held["absolute"]))
-        if not (folder / "policy.safetensors").exists():
-            raise ValueError(f"base={str(source)!r} is served by another computer; accepted is a base whose files are here")
-        (out / "base").mkdir()
-        for name in ("policy.json", "policy.safetensors"):
-            shutil.copyfile(folder / name, out / "base" / name)
+    _copy_base(run, out / "base", acting, config)
     if acting.head is not None:
         version = acting.version
         shutil.copytree(
@@ -126,15 +110,39 @@ def _policy(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig,
     (out / "README.md").write_text(model_card(acting, config, result), encoding="utf-8")
 
 
-def _options(run: Path, config: PostTrainConfig) -> dict[str, Any]:
-    """How the run loaded its checkpoint."""
-    file = run / "base" / "policy.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))["options"]) if file.exists() else dict(config.base.options)
+def _copy_base(run: Path, out: Path, acting: ActingPolicy, config: PostTrainConfig) -> None:
+    """The base with everything that it needs; a plain compact policy as it is, everything else behind a reference."""
+    base, checkpoint = blind(acting.base), out / "checkpoint"
+    if isinstance(base, LeRobotPolicy | OpenVLAPolicy):
+        _copy_checkpoint(base, checkpoint)
+    elif base is acting.base:
+        _copy_compact(base_source(run / "base", config.base), out)
+        return
+    else:
+        _copy_compact(base_source(run / "base", config.base), checkpoint)
+    options = dict(read_reference(run / "base").get("options", config.base.options))
+    vision = options.get(VISION)
+    if vision and vision["encoder"].get("weights"):
+        weights = Path(vision["encoder"]["weights"])
+        own = f"encoder/{weights.name}"
+        (out / own).parent.mkdir(parents=True)
+        shutil.copytree(weights, out / own) if weights.is_dir() else shutil.copyfile(weights, out / own)
+        options[VISION] = {**vision, "encoder": {**vision["encoder"], "weights": own}}
+    write_reference(load_policy(checkpoint, "cpu", placed(options, out)), out, checkpoint, options)
+    # What was exported moves as a whole: nothing in it may point to where it was made.
+    replace_json(out / "policy.json", {**read_reference(out), "absolute": "", "options": options}, sync=False)
 
 
-def _forget_absolute(folder: Path) -> None:
-    data = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-    replace_json(folder / "policy.json", {**data, "absolute": ""}, sync=False)
+def _copy_compact(source: Path, out: Path) -> None:
+    held, folder = read_reference(source), source
+    if held.get("path"):  # a compact policy elsewhere
+        near = folder / str(held["path"])
+        folder = near if near.exists() else Path(str(held["absolute"]))
+    if not (folder / "policy.safetensors").exists():
+        raise ValueError(f"base={str(source)!r} is served by another computer; accepted is a base whose files are here")
+    out.mkdir(parents=True)
+    for name in ("policy.json", "policy.safetensors"):
+        shutil.copyfile(folder / name, out / name)
 
 
 def _copy_checkpoint(base: LeRobotPolicy | OpenVLAPolicy, out: Path) -> None:

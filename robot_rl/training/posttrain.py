@@ -16,7 +16,7 @@ from robot_rl.policies.checkpoint import save_policy
 from robot_rl.policies.compact import CompactPolicy
 from robot_rl.policies.lerobot.loading import is_checkpoint
 from robot_rl.policies.lerobot.options import read_options
-from robot_rl.policies.loading import load_policy, write_reference
+from robot_rl.policies.loading import VISION, load_policy, write_reference
 from robot_rl.policies.openvla.network import read_config
 from robot_rl.policies.openvla.options import read_options as read_openvla_options
 from robot_rl.progress import Progress, Silent
@@ -163,8 +163,9 @@ def _base_options(config: PostTrainConfig, spec: EnvSpec) -> dict[str, Any]:
     source, options = config.base.path, dict(config.base.options)
     if source is None or "action" in options:
         return options
+    told = {k: v for k, v in options.items() if k != VISION}  # which every kind of base has
     lerobot = is_checkpoint(source) and read_options(source).action is None
-    if lerobot or (read_config(source) is not None and read_openvla_options(source, options).action is None):
+    if lerobot or (read_config(source) is not None and read_openvla_options(source, told).action is None):
         options["action"] = spec.action.to_json()
     return options
 

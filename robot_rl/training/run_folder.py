@@ -40,11 +40,12 @@ def to_json(value: Any) -> Any:
 
 def base_source(folder: Path, base: BaseConfig) -> Path:
     """Where a run's base is: ``base.path``, unless the run cloned or changed it itself, or it needs what the run's ``base/`` (``folder``)
-    knows of it (a checkpoint's options)."""
+    knows of it (how it was loaded)."""
     path = base.path
     if path is None or base.replan_every:
         return folder
-    return folder if not (path / "policy.json").exists() and (folder / "policy.json").exists() else path
+    told = bool(base.options) or not (path / "policy.json").exists()
+    return folder if told and (folder / "policy.json").exists() else path
 
 
 class RunFolder:

@@ -9,7 +9,6 @@ import torch
 from robot_rl.rewards.classifier_model import ClassifierConfig, LabelledFrames, SuccessClassifier, fit_classifier, platt
 from robot_rl.rewards.decision import Decider, DecisionConfig, Guard
 from robot_rl.rewards.delay import estimate_delay
-from robot_rl.rewards.encoders import EncoderConfig, HashedText, build_encoder
 from robot_rl.rewards.feedback import FeedbackConfig, feedback_pairs, fit_feedback
 from robot_rl.rewards.goal import goal_baseline, start_goal_projection
 from robot_rl.rewards.hindsight import HindsightConfig, fit_forward, fit_hindsight, redistribution_targets
@@ -19,11 +18,13 @@ from robot_rl.rewards.progress_model import Clip, ClipSampler, ProgressConfig, P
 from robot_rl.rewards.stages import StageMap, fit_attribution, keyframes, redistribute
 from robot_rl.rewards.statistics import calibration, precision_recall, roc_auc, spearman, value_order_correlation
 from robot_rl.rewards.takeover import takeover_rewards
+from robot_rl.rewards.text import HashedText
 from robot_rl.rewards.transport import DiscountSchedule, cosine_costs, longest_increasing, sinkhorn, transport_rewards
 from robot_rl.rewards.video_likelihood import VideoConfig, fit_video
 from robot_rl.rewards.video_similarity import similarity, video_embedding
 from robot_rl.rewards.vlm_progress import advance, binned_progress, token_margin
 from robot_rl.types import Source
+from robot_rl.vision.encoders import EncoderConfig, build_encoder
 
 # ---- statistics
 
@@ -77,7 +78,7 @@ def test_success_classifier_on_dots():
         model_id, channels = "early", 32
 
         def maps(self, frames):
-            from robot_rl.rewards.encoders import fitted
+            from robot_rl.vision.encoders import fitted
 
             with torch.no_grad():
                 return encoder.network.layers[:4](fitted(frames, 32, "squash") / 128 - 1)

@@ -1,4 +1,4 @@
-"""Frozen image and text encoders, chosen by configuration.
+"""Frozen image encoders, chosen by configuration.
 
 An image encoder turns (N, H, W, 3) uint8 RGB into feature maps (N, C, h, w); what reads them decides how they are pooled.
 Two need nothing but torch: ``small_conv`` (fixed random filters, no weights to fetch) and ``squeezenet`` (ImageNet weights
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -71,21 +70,11 @@ class ImageEncoder(Protocol):
     model_id: str
     channels: int
 
-    def maps(self, images: np.ndarray) -> Tensor:
-        """(N, H, W, 3) uint8 to (N, C, h, w) float32, without gradient."""
+    def maps(self, images: np.ndarray | Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 to (N, C, h, w) float32, without gradient, on the encoder's device."""
 
 
-class TextEncoder(Protocol):
-    """``dim`` numbers of unit length for a sentence."""
-
-    model_id: str
-    dim: int
-
-    def encode(self, texts: list[str]) -> np.ndarray:
-        """(N, dim) float32 rows of unit length."""
-
-
-def build_encoder(config: EncoderConfig) -> ImageEncoder:
+def build_encoder(config: EncoderConfig) -> TorchEncoder:
     """The encoder a configuration names. Raises ValueError or ImportError saying what is missing."""
     if config.kind == "small_conv":
         return TorchEncoder(config, SmallConv(config.seed), f"small_conv.{config.seed}")
@@ -109,32 +98,39 @@ class TorchEncoder:
         with torch.no_grad():
             self.channels = int(self.network(torch.zeros(1, 3, config.size, config.size)).shape[1])
 
-    @torch.no_grad()  # inference tensors could not be trained on
-    def maps(self, images: np.ndarray) -> Tensor:
-        parts = [self._some(images[i : i + ENCODE_FRAMES]) for i in range(0, len(images), ENCODE_FRAMES)]
-        return torch.cat(parts) if parts else torch.zeros(0, self.channels, 1, 1)
+    def to(self, device: str | torch.device) -> TorchEncoder:
+        """The same encoder there; weights move, nothing is copied."""
+        self.network.to(device)
+        self._mean, self._scale = self._mean.to(device), self._scale.to(device)
+        return self
 
-    def _some(self, images: np.ndarray) -> Tensor:
-        pixels = fitted(images, self.config.size, self.config.fit)
+    @torch.no_grad()  # inference tensors could not be trained on
+    def maps(self, images: np.ndarray | Tensor) -> Tensor:
+        parts = [self._some(images[i : i + ENCODE_FRAMES]) for i in range(0, len(images), ENCODE_FRAMES)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.channels, 1, 1, device=self._mean.device)
+
+    def _some(self, images: np.ndarray | Tensor) -> Tensor:
+        pixels = fitted(images, self.config.size, self.config.fit).to(self._mean.device)
         pixels = ((pixels - self._mean) * self._scale).contiguous(memory_format=torch.channels_last)
         return self.network(pixels).float()
 
 
-def fitted(images: np.ndarray, size: int, fit: Fit) -> Tensor:
+def fitted(images: np.ndarray | Tensor, size: int, fit: Fit) -> Tensor:
     """(N, 3, size, size) float32 in 0..255: resized with antialiasing, cropped to a square first for ``crop``.
 
     Raises:
         ValueError: not (N, H, W, 3) uint8.
     """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-        raise ValueError(f"images are {images.dtype} {images.shape}: accepted are uint8 (N, H, W, 3) RGB")
+    if not isinstance(images, Tensor):
+        images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype not in (np.uint8, torch.uint8):
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: accepted are uint8 (N, H, W, 3) RGB")
     if fit == "crop":
         height, width = images.shape[1:3]
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         images = images[:, top : top + side, left : left + side]
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    pixels = (images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))).permute(0, 3, 1, 2)
     height, width = pixels.shape[2:]
     if (height, width) == (size, size):
         return pixels.float()
@@ -216,7 +212,7 @@ def _squeezenet(config: EncoderConfig) -> tuple[nn.Module, str]:
     return network[: config.layer], f"squeezenet1_0@{file_hash(path)}"
 
 
-def _need(package: str, kind: str) -> ModuleType:
+def need(package: str, kind: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -241,7 +237,7 @@ def _pretrained(config: EncoderConfig) -> tuple[nn.Module, str, Any]:
     path = Path(config.weights).expanduser()
     digest = file_hash(path)
     if config.kind == "transformers":
-        transformers = _need("transformers", config.kind)
+        transformers = need("transformers", config.kind)
         model = transformers.AutoModel.from_pretrained(str(path), local_files_only=True)
         vision = getattr(model, "vision_model", model)
         processor = transformers.AutoImageProcessor.from_pretrained(str(path), local_files_only=True)
@@ -266,7 +262,7 @@ def _pretrained(config: EncoderConfig) -> tuple[nn.Module, str, Any]:
     if not config.model:
         raise ValueError(f"encoder.model is empty: {config.kind} needs the architecture's name")
     if config.kind == "timm":
-        timm = _need("timm", config.kind)
+        timm = need("timm", config.kind)
         model = (
             timm.create_model(config.model, pretrained=False, checkpoint_path=str(path), img_size=config.size)
             if ("vit" in config.model)
@@ -279,7 +275,7 @@ def _pretrained(config: EncoderConfig) -> tuple[nn.Module, str, Any]:
             else _Call(model.forward_features)
         )
         return features, f"{config.model}@{digest}", (data["mean"], data["std"])
-    open_clip = _need("open_clip", config.kind)
+    open_clip = need("open_clip", config.kind)
     model = open_clip.create_model(config.model, pretrained=str(path), force_image_size=config.size)
     visual = model.visual
     statistics = (visual.image_mean, visual.image_std)
@@ -306,49 +302,3 @@ def file_hash(path: Path) -> str:
             for block in iter(lambda: opened.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()[:12]
-
-
-class HashedText:
-    """Sentences as signed counts of words and word pairs in ``dim`` hashed bins: tells tasks apart, knows no meaning."""
-
-    def __init__(self, dim: int = 64) -> None:
-        self.dim, self.model_id = dim, f"hashed_text.{dim}"
-
-    def encode(self, texts: list[str]) -> np.ndarray:
-        out = np.zeros((len(texts), self.dim), np.float32)
-        for row, text in zip(out, texts, strict=True):
-            words = text.lower().split()
-            for gram in [*words, *(" ".join(p) for p in itertools.pairwise(words))]:
-                digest = hashlib.sha256(gram.encode()).digest()
-                # Each gram spreads over several bins, so that two of them rarely cancel.
-                for k in range(4):
-                    place = int.from_bytes(digest[4 * k : 4 * k + 3], "big") % self.dim
-                    row[place] += 1.0 if digest[4 * k + 3] & 1 else -1.0
-            norm = float(np.linalg.norm(row))
-            row /= norm if norm > 0 else 1.0
-        return out
-
-
-class TransformersText:
-    """Mean of a transformer's last hidden states (MiniLM and the like), from a folder on disk."""
-
-    def __init__(self, weights: str) -> None:
-        transformers = _need("transformers", "transformers")
-        path = Path(weights).expanduser()
-        if not path.is_dir():
-            raise ValueError(f"text.weights={weights!r}: no such folder")
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        self._model = transformers.AutoModel.from_pretrained(str(path), local_files_only=True).eval()
-        self.dim, self.model_id = int(self._model.config.hidden_size), f"{path.name}@{file_hash(path)}"
-
-    @torch.inference_mode()
-    def encode(self, texts: list[str]) -> np.ndarray:
-        tokens = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        hidden = self._model(**tokens).last_hidden_state
-        mask = tokens["attention_mask"][:, :, None].float()
-        return functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy()
-
-
-def build_text_encoder(weights: str = "", dim: int = 64) -> TextEncoder:
-    """``weights`` empty: hashed words; otherwise a transformers folder."""
-    return TransformersText(weights) if weights else HashedText(dim)

@@ -1,0 +1,1 @@
+"""Frozen image encoders: what reward sources and heads see with."""
