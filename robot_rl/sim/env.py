@@ -62,6 +62,10 @@ class Expert(Protocol):
 
     def reset(self, env: Environment, rng: np.random.Generator) -> None: ...
 
+    def take_over(self, env: Environment, rng: np.random.Generator) -> None:
+        """Begin in the middle of an episode, from whatever somebody else has brought about."""
+        ...
+
     def act(self, observation: Observation) -> np.ndarray:
         """(A,) physical action for the present state."""
         ...

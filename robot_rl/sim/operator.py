@@ -61,7 +61,7 @@ class SimulatedOperator:
         if not (takes_over or self._driving):
             return Arbitration(wish)
         if takes_over:
-            self.expert.reset(self.env, self._rng)
+            self.expert.take_over(self.env, self._rng)
             self._driving, self._reached = True, False
             self._stages = {self._stage}  # a stage that was lost again is progress when it comes back
             self._interventions += 1

@@ -65,7 +65,12 @@ def test_the_base_stays_what_it_was_and_heads_read_more(eyeless) -> None:
 def test_what_was_seen_with_is_part_of_which_base_it_is(eyeless) -> None:
     hashes = {
         load_policy(eyeless, options=o).spec.base_hash
-        for o in ({}, {"vision": SIZE}, {"vision": {**SIZE, "grid": 1}}, {"vision": {**SIZE, "encoder": {"size": 32, "seed": 1}}})
+        for o in (
+            {},
+            {"vision": SIZE},
+            {"vision": {**SIZE, "grid": 1}},
+            {"vision": {**SIZE, "encoder": {"size": 32, "seed": 1}}},
+        )
     }
     assert len(hashes) == 4
 

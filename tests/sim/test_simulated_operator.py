@@ -10,7 +10,7 @@ from robot_rl.learners.facts import takeovers
 from robot_rl.policies.base import BasePolicy
 from robot_rl.replay.store import EpisodeStore
 from robot_rl.runtime.acting import ActingPolicy
-from robot_rl.sim.env import make_env
+from robot_rl.sim.env import make_env, make_expert
 from robot_rl.sim.operator_config import OperatorConfig
 from robot_rl.sim.rollout import EpisodePlan, Rollout
 from robot_rl.sim.vector import ProcessVectorEnv, VectorEnv, make_vector
@@ -80,6 +80,36 @@ def test_a_person_may_only_help_to_the_next_stage(lost, tmp_path) -> None:
         assert takeovers(o.episode).tolist() == (begins - 1).tolist()
         assert (np.diff(np.sort([*begins, *ends]))[1::2] >= 10).all(), "patience begins anew"
     assert any((o.episode.source == Source.HOLD).any() for o in brief)
+
+
+@pytest.mark.parametrize("task", ["tabletop/Lift", "tabletop/Drawer", "tabletop/PlaceInBin"])
+def test_whoever_takes_over_goes_on_from_where_the_robot_is(task) -> None:
+    """From any step of a good attempt another person ends it, without moving away from the object and without letting it go."""
+    env = make_env(task)
+    low, high = np.array(env.spec.action.low), np.array(env.spec.action.high)
+    ended = []
+    for step in (2, 14, 20, 24, 27):
+        first, second = make_expert(env), make_expert(env)
+        observation, _ = env.reset(seed=11)
+        first.reset(env, np.random.default_rng(0))
+        for _ in range(step):
+            observation, *_ = env.step(np.clip(first.act(observation), low, high).astype(np.float32))
+        held, phase = all(env.touching(env.graspable)), first.phase
+        second.take_over(env, np.random.default_rng(1))
+        ended.append(second.phase)
+        assert (second.phase == "close") == held
+        assert held or phase not in ("descend", "close") or second.phase == "descend"
+        over, success = False, False
+        while not over:
+            action = np.clip(second.act(observation), low, high).astype(np.float32)
+            if held:
+                assert action[4] == 0.0, "what is in the hand stays there"
+                held = env.spec.env_id != "tabletop/PlaceInBin"  # where it is let go in the end
+            observation, _, terminated, truncated, info = env.step(action)
+            over, success = terminated or truncated, bool(info["success"])
+        assert success, (step, phase)
+    assert {"reach", "close"} <= set(ended)
+    env.close()
 
 
 def test_progress_is_waited_for(lost, tmp_path) -> None:

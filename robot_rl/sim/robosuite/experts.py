@@ -80,6 +80,10 @@ class ScriptedOperator:
         self._given_up = False
         self._begin()
 
+    def take_over(self, env: Environment, rng: np.random.Generator) -> None:
+        """It begins as in an episode: above the object."""
+        self.reset(env, rng)
+
     def act(self, observation: Observation) -> np.ndarray:
         """(7,) float32 action for the present state."""
         seen = self._see(observation[OBSERVATION_STATE].astype(np.float64))

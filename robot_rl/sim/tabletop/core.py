@@ -89,6 +89,7 @@ class TabletopEnv:
     limit: ClassVar[int]
     task_names: ClassVar[tuple[str, ...]]
     workspace: ClassVar[Workspace] = Workspace()
+    graspable: int  # geom that the gripper is to hold
 
     def __init__(
         self,

@@ -157,13 +157,19 @@ class DrawerExpert(ScriptedExpert):
         position, rotation = self._env.body_pose(self._env.handle)
         return float(position[0]), float(position[1]), float(position[2]), body_yaw(rotation)
 
-    def _plan(self) -> Goal:
-        env, slip = self._env, self.attempt.slip
+    def _aim(self) -> tuple[float, float, float, float]:
         hx, hy, hz, handle_yaw = self._handle()
         dx, dy, dz = self.attempt.aim
-        z = hz + 0.5 * self.grip_height + max(dz, -0.004) + (0.014 if slip == "stays high" else 0.0)
-        yaw = self._yaw_to(handle_yaw + self.attempt.turn)
-        x, y = hx + dx, hy + dy
+        z = hz + 0.5 * self.grip_height + max(dz, -0.004) + (0.014 if self.attempt.slip == "stays high" else 0.0)
+        return hx + dx, hy + dy, z, self._yaw_to(handle_yaw + self.attempt.turn)
+
+    def _above(self) -> bool:
+        return self._over(*self._aim(), 0.008, 0.08)
+
+    def _plan(self) -> Goal:
+        env, slip = self._env, self.attempt.slip
+        handle_yaw = self._handle()[3]
+        x, y, z, yaw = self._aim()
         over = z + self.hover
         cx, cy, cz, cyaw, width = env.command
         wide = GRIPPER_OPEN if slip == "comes down open" else self.approach_width

@@ -78,6 +78,20 @@ class ScriptedExpert:
         self.attempts = 0
         self._new_attempt("reach")
 
+    def take_over(self, env: Any, rng: np.random.Generator) -> None:
+        """As a person does it: what is in the hand stays there, and whoever is above the object already goes down to it.
+
+        Beginning with the first phase everywhere would teach to move away from the object in just the states where it is nearly reached.
+        """
+        self.reset(env, rng)
+        left, right = env.touching(env.graspable)
+        if left and right:
+            x, y, z, yaw, _ = env.command
+            self._aimed = (x, y, z, yaw)
+            self._enter("close")
+        elif self._above():
+            self._enter("descend")
+
     def act(self, observation: Observation) -> np.ndarray:
         """(5,) float64 action; it reads the simulation rather than ``observation``."""
         goal = self._plan()
@@ -99,6 +113,14 @@ class ScriptedExpert:
 
     def _plan(self) -> Goal:
         raise NotImplementedError
+
+    def _above(self) -> bool:
+        """Whether the tool is where going down begins, or on its way down."""
+        raise NotImplementedError
+
+    def _over(self, x: float, y: float, z: float, yaw: float, within: float, turned: float) -> bool:
+        tx, ty, tz, tool_yaw = self._env.tool
+        return bool(np.hypot(x - tx, y - ty) < within and tz < z + self.hover + within and abs(yaw - tool_yaw) < turned)
 
     def _new_attempt(self, phase: str) -> None:
         rng, lack = self._rng, 1.0 - self.skill
@@ -155,12 +177,17 @@ class GraspExpert(ScriptedExpert):
     def _holding(self) -> bool:
         raise NotImplementedError
 
-    def _pick(self, lift_to: float) -> Goal:
+    def _aim(self) -> tuple[float, float, float, float]:
+        """Where this attempt would grasp: the object, and what the operator is off by."""
         x, y, z, object_yaw = self._object()
         dx, dy, dz = self.attempt.aim
-        z += self.grip_height + dz
-        yaw = self._yaw_to(object_yaw + self.attempt.turn)
-        x, y = x + dx, y + dy
+        return x + dx, y + dy, z + (self.grip_height + dz), self._yaw_to(object_yaw + self.attempt.turn)
+
+    def _above(self) -> bool:
+        return self._over(*self._aim(), 0.012, 0.1)
+
+    def _pick(self, lift_to: float) -> Goal:
+        x, y, z, yaw = self._aim()
         slip = self.attempt.slip
         if self.phase == "reach":
             if self._near(x, y, z + self.hover, 0.012) and abs(yaw - self._env.tool[3]) < 0.1:

@@ -32,7 +32,7 @@ class LiftEnv(TabletopEnv):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.block = self.model.body("object").id
-        self._geom = self.model.geom("object").id
+        self.graspable = self.model.geom("object").id
         self._adr = int(self.model.joint("object").qposadr[0])
 
     def _place(self, rng: np.random.Generator) -> dict[str, float]:
@@ -50,7 +50,7 @@ class LiftEnv(TabletopEnv):
 
     def _judge(self) -> tuple[bool, str]:
         height = float(self.data.xpos[self.block, 2])
-        left, right = self.touching(self._geom)
+        left, right = self.touching(self.graspable)
         held = left and right
         up = held and height > self.HALF_HEIGHT + self.LIFTED
         self._memory["held_up"] = self._memory.get("held_up", 0.0) + 1.0 if up else 0.0
@@ -85,7 +85,7 @@ class PegInsertionEnv(TabletopEnv):
         super().__init__(**options)
         self.peg = self.model.body("peg").id
         self.socket = self.model.body("socket").id
-        self._geom = self.model.geom("peg").id
+        self.graspable = self.model.geom("peg").id
         self._adr = int(self.model.joint("peg").qposadr[0])
         self._mocap = int(self.model.body_mocapid[self.socket])
 
@@ -134,7 +134,7 @@ class PegInsertionEnv(TabletopEnv):
         off = math.hypot(x - hx, y - hy)
         inside = off < 0.004 and upright > 0.99
         success = inside and z < self.DEPTH
-        left, right = self.touching(self._geom)
+        left, right = self.touching(self.graspable)
         if inside and z < self.BLOCK_HEIGHT - 0.002:
             stage = "insert"
         elif upright < 0.7 and not (left and right):
@@ -168,7 +168,7 @@ class DrawerEnv(TabletopEnv):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.handle = self.model.body("handle").id
-        self._geom = self.model.geom("handle").id
+        self.graspable = self.model.geom("handle").id
         self._joint = int(self.model.joint("drawer").qposadr[0])
         self._mocap = int(self.model.body_mocapid[self.model.body("cabinet").id])
 
@@ -198,7 +198,7 @@ class DrawerEnv(TabletopEnv):
         out[:] = (hx - tx, hy - ty, hz - tz, math.sin(turn), math.cos(turn), yaw, self.opening)
 
     def _judge(self) -> tuple[bool, str]:
-        left, right = self.touching(self._geom)
+        left, right = self.touching(self.graspable)
         self._memory.setdefault("start", self.opening)
         pulled = self.opening > self._memory["start"] + 0.01
         held = left and right
@@ -227,7 +227,7 @@ class PlaceInBinEnv(TabletopEnv):
         super().__init__(**options)
         self.cube = self.model.body("cube").id
         self.bin = self.model.body("bin").id
-        self._geom = self.model.geom("cube").id
+        self.graspable = self.model.geom("cube").id
         self._adr = int(self.model.joint("cube").qposadr[0])
         self._mocap = int(self.model.body_mocapid[self.bin])
 
@@ -263,7 +263,7 @@ class PlaceInBinEnv(TabletopEnv):
         c, s = math.cos(bin_yaw), math.sin(bin_yaw)
         u, v = c * (x - bx) + s * (y - by), c * (y - by) - s * (x - bx)
         inside = max(abs(u), abs(v)) < self.INSIDE and z < self.HALF + 0.012
-        left, right = self.touching(self._geom)
+        left, right = self.touching(self.graspable)
         if inside:
             stage = "release"
         elif left and right:
