@@ -246,9 +246,11 @@ WAYS: dict[str, Way] = {
     ),
     "video_similarity": Way(_video_similarity, {"kind": "dense", "missing": "zero"}),
     "video_likelihood": Way(
-        lambda lab: lab.trained("video_likelihood", "--steps", "400") | {"camera": CAMERA}, {"kind": "dense", "scale": 0.01},
+        lambda lab: lab.trained("video_likelihood", "--steps", "400") | {"camera": CAMERA},
+        # A density of continuous codes may be above 1: with a logarithm above 0 every step would pay, and ending the episode would cost.
+        {"kind": "dense", "scale": 0.5, "shift": -0.5},
     ),
-    "transport": Way(_transport, {"kind": "dense"}),
+    "transport": Way(_transport, {"kind": "dense", "scale": 25.0}),  # an episode costs about 10, as in ROT (arXiv 2206.15469)
 }  # fmt: skip
 
 

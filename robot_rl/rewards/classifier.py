@@ -27,14 +27,15 @@ class ClassifierSource:
     """Attributes:
     model: folder that :func:`save_classifier` wrote.
     output: ``decision`` gives one success an episode; ``probability`` gives every frame's as a potential, to be logged.
-    threshold, k, n, refractory_s, guards: see :class:`~robot_rl.rewards.decision.DecisionConfig`.
+    threshold, k, n, refractory_s, guards: see :class:`~robot_rl.rewards.decision.DecisionConfig`; without a threshold it is the one
+        that the model found in training.
     end_on_success: ask for the end of the episode when success is decided.
     """
 
     model: str
     name: str = "classifier"
     output: Literal["decision", "probability"] = "decision"
-    threshold: float = 0.85
+    threshold: float | None = None
     k: int = 3
     n: int = 5
     refractory_s: float = 2.0
@@ -48,8 +49,9 @@ class ClassifierSource:
         decides = self.output == "decision"
         self.kind = RewardKind.SUCCESS if decides else RewardKind.POTENTIAL
         self.coverage: Coverage = "on_event" if decides else "every_step"
-        self.decision = DecisionConfig(self.threshold, self.k, self.n, self.refractory_s, guards=tuple(self.guards))  # type: ignore[arg-type]
         state, settings, self._model_id = load_model(self.model, KIND)
+        threshold = float(settings.get("threshold", DecisionConfig.threshold)) if self.threshold is None else self.threshold
+        self.decision = DecisionConfig(threshold, self.k, self.n, self.refractory_s, guards=tuple(self.guards))  # type: ignore[arg-type]
         self.features = FrameFeatures(FeatureConfig.from_json(settings["features"], self.encoder_weights))
         check_encoder(self.model, settings["encoder_id"], self.features.encoder.model_id)
         self.config = ClassifierConfig(**settings["classifier"])

@@ -23,7 +23,7 @@ from robot_rl.rewards.source import EpisodeTrace, RewardSource, ScoreBatch
 from robot_rl.rewards.statistics import Calibration, calibration, precision_recall, roc_auc, value_order_correlation
 from robot_rl.types import OBSERVATION_IMAGES, Episode, RewardKind
 
-VOC_BAR, AUC_BAR, VALID_BAR = 0.5, 0.8, 0.9
+VOC_BAR, AUC_BAR, VALID_BAR, RECALL_BAR = 0.5, 0.8, 0.9, 0.5
 WRONG_INSTRUCTION = "to water the plants outside the house"
 PICTURES = 12
 
@@ -102,6 +102,10 @@ class RewardReport:
             out.append("auc is unknown: there are no successes and failures to tell apart")
         elif self.auc < AUC_BAR:
             out.append(f"auc {self.auc:.2f} is below {AUC_BAR}")
+        if (
+            self.kind == RewardKind.SUCCESS.value and self.recall < RECALL_BAR
+        ):  # a source that never says success teaches nothing
+            out.append(f"recall {self.recall:.2f} is below {RECALL_BAR}: it calls few of the successes one")
         return out
 
     def to_json(self) -> dict[str, Any]:

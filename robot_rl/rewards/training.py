@@ -147,7 +147,7 @@ def _classifier(
     reader = FrameFeatures(features)
     model, report = fit_classifier(frames, reader.encoder, config, budget, seed=options.seed)
     report.metrics |= {"positive_frames": float(frames.positive.sum()), "negative_frames": float((~frames.positive).sum())}
-    return save_classifier(out, model, reader), report
+    return save_classifier(out, model, reader, threshold=report.metrics["threshold"]), report
 
 
 def _process(

@@ -162,6 +162,19 @@ def test_classifier_online_fires_once_where_the_whole_episode_says(folder, model
     assert len(fired) == 1
 
 
+def test_a_classifier_that_never_says_success_is_found_out(folder, models):
+    told = load_source(str(models / "clf.yaml"))
+    path = models / "deaf.yaml"
+    path.write_text(f"kind: classifier\nname: clf.deaf\nthreshold: 0.9999999\nmodel: {models / 'clf'}\n")
+    with EpisodeStore.open(folder) as store:
+        episodes = [store.read(n, [CAMERA]) for n in store.episode_ids()]
+    heard, deaf = (judge_source(s, episodes) for s in (told, load_source(str(path))))
+    assert heard.recall >= 0.5
+    assert not any("recall" in f for f in heard.findings())
+    assert deaf.recall == 0.0
+    assert "recall 0.00 is below 0.5: it calls few of the successes one" in deaf.findings()
+
+
 class Broken:
     name, kind, coverage, needs = "broken", RewardKind.DENSE, "every_step", frozenset()
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from robot_rl.rewards.classifier_model import ClassifierConfig, LabelledFrames, SuccessClassifier, fit_classifier, platt
+from robot_rl.rewards.classifier_model import (
+    ClassifierConfig,
+    LabelledFrames,
+    SuccessClassifier,
+    deciding_threshold,
+    fit_classifier,
+    platt,
+)
 from robot_rl.rewards.decision import Decider, DecisionConfig, Guard
 from robot_rl.rewards.delay import estimate_delay
 from robot_rl.rewards.feedback import FeedbackConfig, feedback_pairs, fit_feedback
@@ -94,6 +101,20 @@ def test_success_classifier_on_dots():
     assert roc_auc(p, truth) >= 0.97
     assert precision_recall(p, truth, 0.85)[0] >= 0.9
     assert calibration(p, truth).error <= 0.06
+
+
+def test_the_deciding_threshold_can_be_reached():
+    """What calibration on few frames promises is often below a fixed threshold; a source that never fires teaches nothing."""
+    sure = np.array([0.02, 0.1, 0.2, 0.9, 0.95, 0.99])
+    assert deciding_threshold(sure, sure > 0.5) == 0.85
+    timid = np.array([0.01, 0.05, 0.13, 0.30, 0.52, 0.6, 0.63, 0.64])
+    positive = np.array([0, 0, 0, 0, 1, 1, 1, 1], bool)
+    assert deciding_threshold(timid, positive) == pytest.approx(0.41)
+    positive[3] = True  # one success that looks like a failure: not worth ...
+    timid[2] = 0.35  # ... calling a failure a success
+    assert 0.35 < deciding_threshold(timid, positive) < 0.52
+    assert deciding_threshold(np.full(6, 0.4), np.arange(6) < 3) == 0.85, "nothing is told apart: no threshold helps"
+    assert deciding_threshold(1 - timid, positive) == 0.85
 
 
 def test_every_camera_learns():
