@@ -102,7 +102,8 @@ class StateSource:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource:
-    """A camera: raw or compressed pictures of ``size``, shown to the policy as ``resize`` (or ``size``) RGB."""
+    """A camera: raw or compressed pictures of ``size``, of which the policy is shown ``crop`` [top, left, height, width] (or all) as
+    ``resize`` (or as cropped), RGB."""
 
     topic: str
     type: Literal["sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"]
@@ -110,6 +111,7 @@ class ImageSource:
     hz: float = option(ge=0.1, le=500.0)
     max_age_s: float = option(gt=0.0, le=60.0)
     encoding: Literal["rgb8", "bgr8", "mono8", "16UC1"] = "rgb8"
+    crop: tuple[int, int, int, int] | None = None
     resize: tuple[int, int] | None = None
     camera_info: str = ""
     frame: str = ""
@@ -117,8 +119,11 @@ class ImageSource:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        height, width = self.resize or self.size
-        return height, width, 3
+        return *self.shown_size, 3
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        return self.resize or (self.size if self.crop is None else (self.crop[2], self.crop[3]))
 
 
 @dataclass(frozen=True)

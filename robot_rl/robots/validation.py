@@ -97,6 +97,14 @@ def _observations(robot: RobotDescription) -> Iterator[Finding]:
             value = getattr(image, key)
             if value is not None and not all(8 <= n <= 8192 for n in value):
                 yield Finding(f"{where}.{key}", list(value), "accepted are [height, width] from 8 to 8192 pixels")
+        if image.crop is not None:
+            top, left, height, width = image.crop
+            inside = top + height <= image.size[0] and left + width <= image.size[1]
+            if min(top, left) < 0 or min(height, width) < 8 or not inside:
+                yield Finding(
+                    f"{where}.crop", list(image.crop),
+                    f"accepted are [top, left, height, width] inside {image.size[0]}x{image.size[1]}, at least 8 pixels a side",
+                )  # fmt: skip
         yield from _age(where, image.max_age_s, image.hz)
         if robot.sync.tolerance_s >= 1.0 / image.hz:
             yield Finding(

@@ -19,7 +19,8 @@ from robot_rl.replay.importers.mcap import Bag, Options
 from robot_rl.replay.importers.mcap_messages import picture, record_values, stamp_of
 from robot_rl.robots import rotations as rot
 from robot_rl.robots.channels import Channel, channels_of
-from robot_rl.robots.description import ImageSource, StateSource, load_robot
+from robot_rl.robots.description import StateSource, load_robot
+from robot_rl.robots.pictures import shown
 from robot_rl.types import Episode, EpisodeMeta
 
 
@@ -286,8 +287,17 @@ class RobotRecording:
             name = topics[topic]
             rows = places.get((name, stamp_of(message, log_time)))
             if rows:
-                out[name][rows] = _resized(picture(message), self._images[name][0])
+                out[name][rows] = self._shown(name, picture(message))
         return out
+
+    def _shown(self, name: str, image: np.ndarray) -> np.ndarray:
+        source = self._images[name][0]
+        if image.shape[:2] != source.size:
+            raise ValueError(
+                f"{self._topic(source.topic)}: a picture of {image.shape[0]}x{image.shape[1]}; the robot description says "
+                f"{source.size[0]}x{source.size[1]}"
+            )
+        return shown(np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image, source.crop, source.shown_size)
 
     def _actions(self, ticks: list[int], period: int) -> np.ndarray:
         """(L, A): of every step the last command before the next one; a channel that was silent repeats itself or is zero."""
@@ -303,15 +313,3 @@ class RobotRecording:
                 if part is not None:
                     actions[t, channel.slice] = part
         return actions
-
-
-def _resized(image: np.ndarray, source: ImageSource) -> np.ndarray:
-    if image.shape[-1] == 1:
-        image = np.repeat(image, 3, axis=-1)
-    if image.shape[:2] == source.shape[:2]:
-        return image
-    from PIL import Image
-
-    return np.asarray(
-        Image.fromarray(np.ascontiguousarray(image)).resize((source.shape[1], source.shape[0]), Image.Resampling.BILINEAR)
-    )

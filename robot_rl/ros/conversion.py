@@ -232,15 +232,6 @@ def read_compressed(message: CompressedImage, size: tuple[int, int]) -> np.ndarr
         raise WireError(f"compressed picture of {len(message.data)} bytes cannot be decoded: {error}") from error
 
 
-def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """To [height, width] by area averaging (no aliasing when it shrinks)."""
-    if picture.shape[:2] == tuple(size):
-        return np.ascontiguousarray(picture)
-    from PIL import Image as Pictures
-
-    return np.asarray(Pictures.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0]), Pictures.Resampling.BOX))
-
-
 def camera_info(width: int, height: int, fovy_deg: float, stamp_ns: int, frame: str) -> CameraInfo:
     """A pinhole camera without distortion."""
     f = 0.5 * height / math.tan(math.radians(fovy_deg) / 2)

@@ -197,6 +197,7 @@ class Cameras:
             self._executor.spin_once(timeout_sec=0.5)
 
     def _on(self, topic: str, camera: dict[str, Any], message: Any) -> None:
+        from robot_rl.robots.pictures import shown
         from robot_rl.ros import conversion
         from robot_rl.wire import WireError
 
@@ -209,7 +210,7 @@ class Cameras:
                 raise WireError(f"{message.height}x{message.width}, the robot description says {size}")
             else:
                 picture = conversion.read_image(message)
-            small = conversion.resized(picture, tuple(camera["resize"]))
+            small = shown(picture, camera["crop"], camera["shown_size"])
         except (WireError, ValueError, OverflowError) as error:
             self._child.say("dropped", topic=topic, text=f"{topic}: message dropped: {error}")
             return

@@ -156,7 +156,7 @@ class Session:
         cameras = {
             image.topic: {
                 "resolved": node.resolve_topic_name(image.topic), "type": image.type, "size": list(image.size),
-                "resize": list(image.resize or image.size), "frozen_check": robot.sync.frozen_check,
+                "crop": image.crop, "shown_size": image.shown_size, "frozen_check": robot.sync.frozen_check,
                 "qos": [image.qos.reliability, image.qos.durability, image.qos.depth],
             }
             for image in robot.images.values()

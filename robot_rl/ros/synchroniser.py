@@ -23,6 +23,7 @@ from robot_rl.robots import rotations as rot
 from robot_rl.robots.channels import Channel, channels_of
 from robot_rl.robots.description import ImageSource, Qos, RobotDescription, StateSource
 from robot_rl.robots.measured import MeasuredJoints
+from robot_rl.robots.pictures import shown
 from robot_rl.ros import conversion, qos
 from robot_rl.types import Observation
 from robot_rl.wire import WireError
@@ -356,7 +357,7 @@ class Synchroniser:
                 self._digests[name] = (digest, found.arrived_ns, found.stamp_ns)
             elif found.arrived_ns - known[1] > FROZEN_NS:
                 problems.append(f"{source.topic} is frozen: its stamps advance, its pixels do not")
-        small = conversion.resized(picture, source.resize or source.size)
+        small = shown(picture, source.crop, source.shown_size)
         self._pictures[name] = (found.stamp_ns, small)
         return small
 

@@ -49,6 +49,19 @@ def findings(tmp_path: Path, data: dict) -> dict[str, str]:
     return {f.key: str(f) for f in caught.value.findings}
 
 
+def test_a_camera_may_be_cropped(tmp_path):
+    data = good()
+    front = data["observations"]["observation.images.front"]
+    front["crop"] = [0, 8, 48, 48]
+    assert load(tmp_path, data).images["observation.images.front"].shape == (24, 32, 3)
+    del front["resize"]
+    assert load(tmp_path, data).images["observation.images.front"].shape == (48, 48, 3)
+    for wrong in ([0, 20, 48, 48], [-1, 0, 10, 10], [0, 0, 4, 48]):
+        front["crop"] = wrong
+        said = findings(tmp_path, data)["observations.observation.images.front.crop"]
+        assert "inside 48x64, at least 8 pixels a side" in said
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_descriptions_are_accepted(name):
     robot = load_robot(name)

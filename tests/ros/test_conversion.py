@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image, JointState
 
+from robot_rl.replay.importers import mcap_messages
 from robot_rl.robots.description import ActionMap, Command, load_robot
+from robot_rl.robots.pictures import shown
 from robot_rl.ros import conversion, qos
 from robot_rl.ros.commands import Hop, MissingMessagePackage, controller_type, read_controller, sink_for
 from robot_rl.ros.synchroniser import Synchroniser
@@ -192,6 +195,34 @@ def test_states_are_those_of_the_pictures_moment(feed):
     assert snapshot.observation["observation.state"].tolist() == pytest.approx([2.0] * 6 + [0.2])
     assert snapshot.observation["observation.images.front"].shape == (224, 224, 3)
     assert snapshot.stamp_ns == feed.now - 20 * MS
+
+
+def test_a_bag_and_the_node_show_the_policy_the_same_pixels(node):
+    """What training reads of a bag is, to the bit, what the node reads of the topics that it recorded."""
+    robot = load_robot("ur")
+    front = replace(robot.observations["observation.images.front"], crop=(0, 80, 480, 480))
+    robot = replace(robot, observations={**robot.observations, "observation.images.front": front})
+    feed = Feed(node, robot)
+    fill(feed)
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (2, 480, 640, 3), dtype=np.uint8)
+    messages = {
+        "front": conversion.image_message(pictures[0], 0, "f"), "wrist": conversion.compressed_message(pictures[1], 0, "w"),
+    }  # fmt: skip
+    feed.give("front/image_raw", messages["front"], feed.now - 10 * MS)
+    feed.give("wrist/image_raw/compressed", messages["wrist"], feed.now - 10 * MS)
+    seen = feed.sync.snapshot().observation
+    feed.sync.close()
+    assert seen is not None
+    for camera, message in messages.items():
+        name = f"observation.images.{camera}"
+        source = robot.observations[name]
+        read = deserialize_message(serialize_message(message), type(message))
+        np.testing.assert_array_equal(seen[name], shown(mcap_messages.picture(read), source.crop, source.shown_size))
+    cut = pictures[0][:, 80:560]
+    assert abs(seen["observation.images.front"].mean() - cut.mean()) < 0.5
+    left = shown(np.tile(np.arange(640) < 80, (480, 1))[..., None].repeat(3, 2).astype(np.uint8) * 255, front.crop, (224, 224))
+    assert not left.any(), "nothing of what was cut off is seen"
 
 
 def test_pictures_too_far_apart_are_no_set(feed):
