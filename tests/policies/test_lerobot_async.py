@@ -215,7 +215,7 @@ def test_answers_to_other_questions_are_dropped():
         (lambda o: timed(o.get_timestep(), torch.full((HORIZON, WIDTH), torch.nan)), "needed are finite"),
         (
             lambda o: timed(o.get_timestep() - 1, torch.zeros(HORIZON, WIDTH)),
-            "only answers to other observations within timeout_s",
+            r"no answer within timeout_s=0.7; \d+ to other observations were dropped",
         ),
         (lambda o: {"actions": [1, 2, 3]}, "not LeRobot's timed actions: dict of 1 for 1 to"),
         (lambda o: None, "no actions for this observation"),
@@ -279,7 +279,17 @@ def test_options():
     refused("n_action_steps=7: accepted are 1 to horizon", n_action_steps=7)
     refused("load_s=0: accepted are seconds > 0", load_s=0)
     refused(r"features.observation.state=\[\]", features=SEEN | {"observation.state": []})
+    refused("features.observation.state=4", features=SEEN | {"observation.state": 4})
+    refused("observation='observation.state': accepted is a mapping", observation="observation.state")
+    refused("rename_map=3: accepted is a mapping", rename_map=3)
+    refused("horizon='6': accepted are whole numbers", horizon="6")
     refused("action=.*accepted are low, high", action={"lower": [0]})
+
+
+def test_what_to_install_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(ImportError, match=r"needs LeRobot 0\.4\.4 and grpcio: pip install 'robot_rl\[lerobot-async\]'"):
+        load_policy("remote:lerobot:127.0.0.1:9", options=OPTIONS)
 
 
 def test_nobody_there_and_somebody_who_says_nothing():
@@ -341,6 +351,9 @@ def test_what_is_not_timed_actions_is_refused_by_name():
         (b"\x80\x04}Nb.", "adds to dict"),
         (b"\x80\x04e.", "misses a mark"),
         (b"\x80\x04}K\x01K\x02s.", "a dict whose keys are not all text"),
+        (b"\x80\x04)" + b"\x85" * 80000 + b".", "tuple of 1 for 1 to"),
+        (b"\x80\x04N" + b"Q" * 80000 + b".", "a persistent object for 1 to"),
+        (b"\x80\x04ca\nb\n\x94" + b"h\x00" * 20000 + b")" + b"R\x85" * 20001 + b".", "tuple of 1 for 1 to"),
         (b"\x80\x04NN.", "ends with 2 values"),
         (b"\x80\x04I" + b"9" * 5000 + b"\n.", "opcode INT"),
         (pickle.dumps(good) + b"N.", "bytes behind the pickle's end"),

@@ -69,6 +69,8 @@ class LeRobotAsyncOptions(ServedOptions):
         for name in ("policy_type", "pretrained_name_or_path", "server_device"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted is a text that is not empty")
+        if not isinstance(self.rename_map, Mapping):
+            raise ValueError(f"rename_map={self.rename_map!r}: accepted is a mapping of names")
         if OBSERVATION_STATE not in self.observation:
             raise ValueError(f"observation: {OBSERVATION_STATE} is missing, which LeRobot's server asks for")
         for key, name in self.observation.items():
@@ -189,7 +191,7 @@ class LeRobotAsyncPolicy(ServedChunks):
         self._number += 1
         timed = TimedObservation(timestamp=time.time(), timestep=self._number, observation=raw, must_go=True)
         pieces = send_bytes_in_chunks(python_object_to_bytes(timed), services_pb2.Observation)
-        until = time.monotonic() + self.options.timeout_s
+        until, others = time.monotonic() + self.options.timeout_s, 0
         try:
             line.stub.SendObservations(pieces, timeout=self.options.timeout_s)
             while (left := until - time.monotonic()) > 0:
@@ -201,11 +203,13 @@ class LeRobotAsyncPolicy(ServedChunks):
                 number, actions = read_chunk(reply)
                 if number == self._number:
                     return actions
+                others += 1
+            why = _late(f"timeout_s={self.options.timeout_s:g}")
         except RpcError as error:
-            raise self._unavailable(_said(error, f"timeout_s={self.options.timeout_s:g}")) from error
+            why = _said(error, f"timeout_s={self.options.timeout_s:g}")
         except ValueError as error:
-            raise self._unavailable(f"an answer that is not LeRobot's timed actions: {error}") from error
-        raise self._unavailable(f"only answers to other observations within timeout_s={self.options.timeout_s:g}")
+            why = f"an answer that is not LeRobot's timed actions: {error}"
+        raise self._unavailable(f"{why}; {others} to other observations were dropped" if others else why)
 
     def _open(self) -> _Line:
         import grpc
@@ -231,7 +235,12 @@ class LeRobotAsyncPolicy(ServedChunks):
 
 
 def _said(error: Any, waited: str) -> str:
-    code, details = error.code().name, str(error.details() or "")
+    code = error.code().name
+    details = str(error.details() or "").encode("unicode_escape").decode()  # a stranger's text goes into logs
     if code == "DEADLINE_EXCEEDED":
-        return f"no answer within {waited}"
+        return _late(waited)
     return f"{code}: {details[:400]}"
+
+
+def _late(waited: str) -> str:
+    return f"no answer within {waited}"

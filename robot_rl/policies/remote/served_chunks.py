@@ -46,15 +46,22 @@ class ServedOptions(CheckpointOptions):
     connect_s: float = 2.0
 
     def __post_init__(self) -> None:
+        for name in ("observation", "features", "action"):
+            if not isinstance(getattr(self, name), Mapping) or not getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r}: accepted is a mapping that is not empty")
+        for name in ("horizon", "n_action_steps"):
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"{name}={getattr(self, name)!r}: accepted are whole numbers")
         if not 1 <= self.n_action_steps <= self.horizon:
             raise ValueError(f"n_action_steps={self.n_action_steps}: accepted are 1 to horizon ({self.horizon})")
         unknown = [n for n in self.observation.values() if n not in self.features]
         if unknown:
             raise ValueError(f"observation: {unknown} are not in features, which are {sorted(self.features)}")
         for name, shape in self.features.items():
-            if len(shape) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
+            sizes = shape if isinstance(shape, (list, tuple)) else ()
+            if len(sizes) not in (1, 3) or not all(type(n) is int and n > 0 for n in sizes):
                 raise ValueError(
-                    f"features.{name}={shape!r}: accepted are [numbers] of a vector and [height, width, 3] of a picture"
+                    f"features.{name}={shape!r}: accepted are [numbers] and, for a picture, [height, width, channels]"
                 )
         check_seconds(timeout_s=self.timeout_s, connect_s=self.connect_s)
 
