@@ -19,7 +19,7 @@ PACKAGE = ROOT / "robot_rl"
 # Importing these takes seconds, or they belong to an extra; only functions may import them.
 LAZY = {
     "lerobot", "robosuite", "gymnasium_robotics", "matplotlib", "cv2", "wandb", "pandas", "pyarrow",
-    "transformers", "peft", "ray", "accelerate", "starlette", "uvicorn", "websockets", "mcap", "rosbags",
+    "transformers", "peft", "ray", "accelerate", "starlette", "uvicorn", "websockets", "grpc", "mcap", "rosbags",
 }  # fmt: skip
 ROS = {
     "rclpy", "std_msgs", "std_srvs", "sensor_msgs", "geometry_msgs", "trajectory_msgs", "diagnostic_msgs", "lifecycle_msgs",

@@ -8,6 +8,7 @@ a folder with OpenVLA's             an OpenVLA checkpoint, as published for tran
 ``config.json``
 ``remote:HOST:PORT``                a policy server of our own (``robot-rl serve``)
 ``remote:openpi:HOST:PORT``         openpi's websocket server
+``remote:lerobot:HOST:PORT``        LeRobot's asynchronous inference server
 ==================================  =========================================================================================
 
 Any of them with ``options["vision"]``: the same policy, whose heads also see with a frozen encoder (:mod:`robot_rl.policies.seeing`).

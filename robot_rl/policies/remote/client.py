@@ -15,7 +15,7 @@ from robot_rl.policies.base import PolicySpec
 from robot_rl.policies.remote.batching import CHUNK, CONDITIONING, NOISE
 from robot_rl.policies.remote.errors import MessageError, PolicyUnavailable
 from robot_rl.policies.remote.messages import PROTOCOL, Arrays, pack, receive
-from robot_rl.policies.remote.words import read_token, spec_from_json
+from robot_rl.policies.remote.words import check_seconds, read_token, spec_from_json
 
 
 class RemotePolicy:
@@ -44,9 +44,7 @@ class RemotePolicy:
         connect_s: float = 1.0,
         token_file: str | None = None,
     ) -> None:
-        for name, value in (("timeout_s", timeout_s), ("connect_s", connect_s)):
-            if not isinstance(value, (int, float)) or not value > 0:
-                raise ValueError(f"{name}={value!r}: accepted are seconds > 0")
+        check_seconds(timeout_s=timeout_s, connect_s=connect_s)
         self.host, self.port, self.device = host, port, device
         self._timeout_s, self._connect_s, self._token_file = timeout_s, connect_s, token_file
         self._lock = threading.Lock()

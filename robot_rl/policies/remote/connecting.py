@@ -9,22 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robot_rl.policies.base import BasePolicy
 
-ACCEPTED = "remote:HOST:PORT (robot-rl serve) or remote:openpi:HOST:PORT"
-LEROBOT_ASYNC = (
-    "LeRobot's asynchronous inference sends and loads pickles over an unauthenticated port, on the server and on the robot: whoever "
-    "answers there runs code here (CVE-2026-25874, lerobot#3047), and it forwards no noise for heads to choose. It is not spoken. "
-    "Serve the same checkpoint with robot-rl serve CHECKPOINT, and give remote:HOST:PORT"
-)
+ACCEPTED = "remote:HOST:PORT (robot-rl serve), remote:openpi:HOST:PORT or remote:lerobot:HOST:PORT"
 _ADDRESS = re.compile(r"(?:(?P<kind>[a-z]+):)?(?P<host>\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):(?P<port>\d{1,5})")
 
 
 def parse(source: str) -> tuple[str, str, int]:
-    """(kind, host, port); kind is ``robot_rl`` or ``openpi``. Raises ValueError for anything else, with the reason."""
+    """(kind, host, port); kind is ``robot_rl``, ``openpi`` or ``lerobot``. Raises ValueError for anything else."""
     text = source.removeprefix("remote:")
     found = _ADDRESS.fullmatch(text)
-    if text.startswith(("lerobot", "grpc")):
-        raise ValueError(f"{source!r}: {LEROBOT_ASYNC}")
-    if found is None or not 0 < int(found["port"]) < 65536 or found["kind"] not in (None, "openpi"):
+    if found is None or not 0 < int(found["port"]) < 65536 or found["kind"] not in (None, "openpi", "lerobot"):
         raise ValueError(f"{source!r}: accepted is {ACCEPTED}")
     return found["kind"] or "robot_rl", found["host"].strip("[]"), int(found["port"])
 
@@ -41,6 +34,11 @@ def connect(source: str, device: str, options: Mapping[str, Any] | None = None) 
         from robot_rl.policies.remote.openpi import OpenPIPolicy, read_options
 
         return OpenPIPolicy(host, port, read_options(given), device)
+    if kind == "lerobot":
+        from robot_rl.policies.remote.lerobot_async import LeRobotAsyncPolicy
+        from robot_rl.policies.remote.lerobot_async import read_options as read_lerobot_options
+
+        return LeRobotAsyncPolicy(host, port, read_lerobot_options(given), device)
     from robot_rl.policies.remote.client import RemotePolicy
 
     known = ("timeout_s", "connect_s", "token_file")

@@ -1,4 +1,4 @@
-"""A policy's description on the wire, and which token both ends agree on."""
+"""A policy's description on the wire, which token both ends agree on, and what clients' waits may be."""
 
 from __future__ import annotations
 
@@ -62,3 +62,10 @@ class ActionMap:
 def read_token(token_file: str | Path | None = None) -> str | None:
     """The policy server's token, see :func:`robot_rl.tokens.read_token`."""
     return tokens.read_token(TOKEN_VARIABLE, token_file)
+
+
+def check_seconds(**waits: object) -> None:
+    """Raises ValueError for an option that is no time to wait."""
+    for name, value in waits.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"{name}={value!r}: accepted are seconds > 0")
