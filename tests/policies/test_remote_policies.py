@@ -252,3 +252,12 @@ def test_a_run_folder_refers_to_a_server(base, server, tmp_path):
     again = load_policy(tmp_path / "base")
     assert isinstance(again, RemotePolicy)
     assert again.spec.base_hash == base.spec.base_hash
+
+
+def test_what_a_server_says_is_one_line_of_a_log() -> None:
+    said = str(PolicyUnavailable("the policy server h:1: fine\n[INFO] all is well\x1b[2J é" + 5000 * "x"))
+    assert "\n" not in said
+    assert "\x1b" not in said
+    assert "fine\\n[INFO]" in said
+    assert "é" in said
+    assert len(said) < 1100

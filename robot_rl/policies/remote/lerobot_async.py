@@ -236,10 +236,9 @@ class LeRobotAsyncPolicy(ServedChunks):
 
 def _said(error: Any, waited: str) -> str:
     code = error.code().name
-    details = str(error.details() or "").encode("unicode_escape").decode()  # a stranger's text goes into logs
     if code == "DEADLINE_EXCEEDED":
         return _late(waited)
-    return f"{code}: {details[:400]}"
+    return f"{code}: {error.details() or ''}"
 
 
 def _late(waited: str) -> str:
