@@ -102,9 +102,7 @@ class RewardReport:
             out.append("auc is unknown: there are no successes and failures to tell apart")
         elif self.auc < AUC_BAR:
             out.append(f"auc {self.auc:.2f} is below {AUC_BAR}")
-        if (
-            self.kind == RewardKind.SUCCESS.value and self.recall < RECALL_BAR
-        ):  # a source that never says success teaches nothing
+        if self.kind == RewardKind.SUCCESS.value and self.recall < RECALL_BAR:
             out.append(f"recall {self.recall:.2f} is below {RECALL_BAR}: it calls few of the successes one")
         return out
 
