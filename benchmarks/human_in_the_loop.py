@@ -1,4 +1,4 @@
-"""What is learned from people: HIL-SERL, RLIF, HG-DAgger and RECAP with a simulated operator, on two shipped tasks. One JSON table.
+"""What is learned from people: HIL-SERL, RLIF over a base, HG-DAgger and RECAP with a simulated operator, on two shipped tasks. One JSON table.
 
     python benchmarks/human_in_the_loop.py --runs runs/people --seeds 0 1 2 [--tasks Lift] [--recipes hil_serl] [--slice 240]
 
@@ -6,7 +6,7 @@ The set-ups stand in ``benchmarks/human_in_the_loop.yaml``. Runs resume as those
 cleanly after so many seconds. What is judged:
 
 * ``hil_serl``: its policy succeeds on at least 95 % of the final starts, and the share of steps that the person drove falls under 2 %;
-* ``rlif``: its policy succeeds more often than the person whom it was learned from, alone on the same starts;
+* ``rlif_edit``: its policy succeeds more often than the person whom it was learned from, alone on the same starts;
 * ``hg_dagger``, ``recap``: the policy is better than the base, on the same starts, with an interval that excludes zero.
 
 Intervals are of paired differences, by hierarchical bootstrap over training seeds and starts; a row ``holds`` with three seeds only. The
@@ -35,6 +35,7 @@ from robot_rl.training.config import PostTrainConfig
 SETTINGS = Path(__file__).with_suffix(".yaml")
 WINDOW = 1000
 """Steps that a rate is taken over."""
+RLIF = "rlif_edit"
 MOST_AT_START, LEAST_AT_END, SUCCESS, SEEDS = 0.30, 0.02, 0.95, 3
 
 
@@ -94,7 +95,7 @@ def judge(recipe: str, row: dict[str, Any]) -> bool:
     few_at_start = all(r["start"] is not None and r["start"] <= MOST_AT_START for r in row["person"])
     if recipe == "hil_serl":
         return few_at_start and min(row["best"]) >= SUCCESS and all(r["end"] < LEAST_AT_END for r in row["person"])
-    interval = row["against_operator"]["interval"] if recipe == "rlif" else row["interval"]
+    interval = row["against_operator"]["interval"] if recipe == RLIF else row["interval"]
     return few_at_start and interval[0] > 0.0
 
 
@@ -110,7 +111,7 @@ class People:
             return row
         row["person"] = [rates(self.bench.folder(recipe, s) / "store") for s in row["seeds"]]
         row["operator"] = self.bench.settings.recipes[recipe].set["operator"]
-        if recipe == "rlif":
+        if recipe == RLIF:
             row["against_operator"] = self.against_operator(recipe, row["seeds"])
         row["bar_met"] = judge(recipe, row)
         row["holds"] = row["bar_met"] and len(row["seeds"]) >= SEEDS

@@ -32,7 +32,7 @@ def test_every_set_up_loads_with_its_task_and_a_person(people, tmp_path):
     assert len(settings) == 2
     for task, of in settings.items():
         bench = people.Bench(tmp_path / task, of)
-        assert list(of.recipes) == ["hil_serl", "rlif", "hg_dagger", "recap"]
+        assert list(of.recipes) == ["hil_serl", "rlif_edit", "hg_dagger", "recap"]
         for recipe in of.recipes:
             config = load(PostTrainConfig, bench.config(recipe, 0))
             assert config.env.id == f"tabletop/{task}"
@@ -62,14 +62,14 @@ def test_bars(people):
     assert not people.judge("hil_serl", row([0.945, 0.99], 0.3, 0.0))
     assert not people.judge("hil_serl", row([0.99], 0.3, 0.02))
     assert not people.judge("hil_serl", row([0.99], 0.31, 0.0))
-    assert people.judge("rlif", row([0.5], 0.2, 0.2))
+    assert people.judge("rlif_edit", row([0.5], 0.2, 0.2))
     assert not people.judge("recap", row([0.9], 0.2, 0.0, (0.0, 0.5)))
 
 
 def test_a_row_of_finished_runs_says_who_was_better_on_the_same_starts(people, tmp_path, monkeypatch):
     """The policy wins the first half of its starts; the person alone, played by a stand-in here, wins the first quarter."""
     of = people.People("Lift", tmp_path, people.read_settings()["Lift"], 0.0)
-    folder = of.bench.folder("rlif", 0)
+    folder = of.bench.folder("rlif_edit", 0)
     EpisodeStore.create(
         folder / "store", observation_features={"s": FeatureSpec((1,))}, action=ActionSpec((-1.0,), (1.0,)), sync=False
     ).close()
@@ -87,7 +87,7 @@ def test_a_row_of_finished_runs_says_who_was_better_on_the_same_starts(people, t
     of.bench.shared.mkdir(parents=True)
     monkeypatch.setattr(people, "rates", lambda _: {"start": 0.2, "end": 0.1})
     monkeypatch.setattr(people, "alone", lambda config, operator, seeds: [s < 5 for s in seeds])
-    row = of.row("rlif", [0])
+    row = of.row("rlif_edit", [0])
     assert row["best"] == [0.5]
     assert row["against_operator"]["difference"] == pytest.approx(0.25)
     assert row["against_operator"]["operator_success"] == pytest.approx(0.25)
