@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -219,17 +220,24 @@ def need(package: str, kind: str) -> ModuleType:
         raise ImportError(f"encoder.kind={kind!r} needs the package {package}: python -m pip install {package}") from error
 
 
-class _Tokens(nn.Module):
-    """A vision transformer's patch tokens, back on their grid."""
+class _Maps(nn.Module):
+    """Feature maps of another library's model, which is a part of this one: what is done to it (eval, device) is done to the model.
 
-    def __init__(self, tokens: Any, grid: int) -> None:
+    Args:
+        read: model and pixels to maps (N, C, h, w), or with ``grid`` to a vision transformer's tokens (N, T, C), of which the last
+            ``grid * grid`` are the patches.
+    """
+
+    def __init__(self, model: nn.Module, read: Callable[[Any, Tensor], Tensor], grid: int = 0) -> None:
         super().__init__()
-        self.tokens, self.grid = tokens, grid
+        self.model, self.read, self.grid = model, read, grid
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.tokens(x)
-        tokens = tokens[:, tokens.shape[1] - self.grid * self.grid :]
-        return tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        found = self.read(self.model, x)
+        if not self.grid:
+            return found
+        patches = found[:, found.shape[1] - self.grid * self.grid :]
+        return patches.transpose(1, 2).unflatten(2, (self.grid, self.grid))
 
 
 def _pretrained(config: EncoderConfig) -> tuple[nn.Module, str, Any]:
@@ -242,53 +250,25 @@ def _pretrained(config: EncoderConfig) -> tuple[nn.Module, str, Any]:
         vision = getattr(model, "vision_model", model)
         processor = transformers.AutoImageProcessor.from_pretrained(str(path), local_files_only=True)
         patch = int(getattr(vision.config, "patch_size", 0))
-        statistics = (tuple(processor.image_mean), tuple(processor.image_std))
-        if patch:
-            return (
-                _Tokens(lambda x: vision(pixel_values=x).last_hidden_state, config.size // patch),
-                f"{path.name}@{digest}",
-                statistics,
-            )
-
-        class Last(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.vision = vision
-
-            def forward(self, x: Tensor) -> Tensor:
-                return self.vision(pixel_values=x).last_hidden_state
-
-        return Last(), f"{path.name}@{digest}", statistics
+        maps = _Maps(vision, lambda m, x: m(pixel_values=x).last_hidden_state, config.size // patch if patch else 0)
+        return maps, f"{path.name}@{digest}", (tuple(processor.image_mean), tuple(processor.image_std))
     if not config.model:
         raise ValueError(f"encoder.model is empty: {config.kind} needs the architecture's name")
     if config.kind == "timm":
         timm = need("timm", config.kind)
-        model = (
-            timm.create_model(config.model, pretrained=False, checkpoint_path=str(path), img_size=config.size)
-            if ("vit" in config.model)
-            else timm.create_model(config.model, pretrained=False, checkpoint_path=str(path))
-        )
+        sized = {"img_size": config.size} if "vit" in config.model else {}
+        model = timm.create_model(config.model, pretrained=False, checkpoint_path=str(path), **sized)
+        grid = config.size // model.patch_embed.patch_size[0] if hasattr(model, "patch_embed") else 0
         data = model.pretrained_cfg
-        features = (
-            _Tokens(model.forward_features, config.size // model.patch_embed.patch_size[0])
-            if hasattr(model, "patch_embed")
-            else _Call(model.forward_features)
+        return (
+            _Maps(model, lambda m, x: m.forward_features(x), grid),
+            f"{config.model}@{digest}",
+            (data["mean"], data["std"]),
         )
-        return features, f"{config.model}@{digest}", (data["mean"], data["std"])
     open_clip = need("open_clip", config.kind)
-    model = open_clip.create_model(config.model, pretrained=str(path), force_image_size=config.size)
-    visual = model.visual
-    statistics = (visual.image_mean, visual.image_std)
-    return _Call(lambda x: visual(x)[:, :, None, None]), f"{config.model}@{digest}", statistics
-
-
-class _Call(nn.Module):
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+    visual = open_clip.create_model(config.model, pretrained=str(path), force_image_size=config.size).visual
+    maps = _Maps(visual, lambda m, x: m(x)[:, :, None, None])
+    return maps, f"{config.model}@{digest}", (visual.image_mean, visual.image_std)
 
 
 def file_hash(path: Path) -> str:

@@ -152,3 +152,43 @@ def test_doctor_says_what_heads_see(eyeless, capsys) -> None:
     assert cli.main(["doctor", str(eyeless), "--options", json.dumps({"vision": SIZE})]) == 0
     said = capsys.readouterr().out
     assert "heads also read 256 numbers a camera" in said
+
+
+def features_of(eyeless: Path, encoder: dict) -> torch.Tensor:
+    policy = load_policy(eyeless, options={"vision": {"cameras": {IMAGE: [32, 32, 3]}, "encoder": encoder, "grid": 1}})
+    look = seen(policy, 2)
+    conditioning = policy.encode(look)
+    assert torch.equal(conditioning, policy.encode(look))
+    assert torch.isfinite(conditioning).all()
+    alone = policy.encode({n: v[:1] for n, v in look.items()})
+    torch.testing.assert_close(alone, conditioning[:1], atol=1e-4, rtol=1e-4)  # who is in the batch beside it does not matter
+    assert not any(m.training for m in policy.encoder.network.modules())
+    return conditioning[:, blind(policy).spec.conditioning_dim :]
+
+
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("vit_tiny_patch16_224", 192)])
+def test_encoders_of_timm(eyeless, tmp_path, name, width) -> None:
+    timm = pytest.importorskip("timm", reason="pip install timm")
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False, **({"img_size": 32} if name.startswith("vit") else {}))
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "weights.safetensors")
+    encoder = {"kind": "timm", "model": name, "weights": str(tmp_path / "weights.safetensors"), "size": 32}
+    assert features_of(eyeless, encoder).shape == (2, width)
+
+
+@pytest.mark.parametrize("name", ["Clip", "Siglip", "Dinov2"])
+def test_encoders_of_transformers(eyeless, tmp_path, name) -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install 'robot_rl[vla]'")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    if name == "Dinov2":
+        model, processor = transformers.Dinov2Model(transformers.Dinov2Config(**small)), transformers.BitImageProcessor()
+    else:
+        upper = name.upper() if name == "Clip" else name
+        text = {k: v for k, v in small.items() if "size" not in k} | {"hidden_size": 16, "vocab_size": 32}
+        config = getattr(transformers, f"{upper}Config")(vision_config=small, text_config=text)
+        model, processor = getattr(transformers, f"{upper}Model")(config), getattr(transformers, f"{upper}ImageProcessor")()
+    model.save_pretrained(tmp_path / "weights")
+    processor.save_pretrained(tmp_path / "weights")
+    encoder = {"kind": "transformers", "weights": str(tmp_path / "weights"), "size": 32}
+    assert features_of(eyeless, encoder).shape == (2, 16)
