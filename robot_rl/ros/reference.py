@@ -93,8 +93,9 @@ the same line: `export FASTDDS_DEFAULT_PROFILES_FILE=$(ros2 pkg prefix robot_rl)
 ## Bags
 
 `robot-rl export STORE out.mcap --format mcap` writes episodes as MCAP with ROS 2 schemas (Foxglove and `ros2 bag` open it);
-`robot-rl import bag.mcap STORE --option robot=ur` makes episodes of a recording through its robot description. Both need
-`pip install mcap rosbags`. `reward/value` is a `Float64` without header: it can only be aligned by reception time.
+`robot-rl import bag.mcap STORE --option robot=ur` makes episodes of a recording through its robot description: its states, and its
+pictures as the policy would have been shown them, to the bit. A camera's `crop: [top, left, height, width]` and `resize: [height, width]` say how
+that is; without a crop 640x480 is squeezed into a square. Both need `pip install mcap rosbags`. `reward/value` is a `Float64` without header: it can only be aligned by reception time.
 """
 
 QOS = """## Quality of service

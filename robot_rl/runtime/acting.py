@@ -149,7 +149,7 @@ class ActingPolicy:
         weight = torch.zeros((len(requests), spec.horizon))
         for i, running in ((i, r.running) for i, r in enumerate(requests) if r.running is not None):
             m = min(len(running.base), spec.horizon)
-            known[i, :m] = torch.from_numpy(running.base[:m])
+            known[i, :m] = torch.from_numpy(np.array(running.base[:m]))
             weight[i] = soft_mask(min(running.frozen, m), m, spec.horizon)
         known = self.base.normalize_action(known.to(self.device)).clamp(-1.0, 1.0)
         return ContinuingPolicy(self.base, known, weight.to(self.device))

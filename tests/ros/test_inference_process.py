@@ -22,8 +22,9 @@ from std_msgs.msg import Header
 from test_robot_nodes import Driver, spec, topic
 
 from robot_rl.replay.store import EpisodeStore
+from robot_rl.robots import pictures as of_cameras
 from robot_rl.ros import qos
-from robot_rl.ros.conversion import resized, to_stamp
+from robot_rl.ros.conversion import to_stamp
 from robot_rl.wire import EpisodeStatus, GuardState
 
 CAMERAS = ("front/image_raw", "wrist/image_raw")
@@ -110,5 +111,5 @@ def test_cameras_and_inference_live_in_a_child_and_come_back_after_kill_9(tmp_pa
             recorded = store.read(episode)
         small = np.asarray(recorded.observations["observation.images.front"][5])
         assert small.shape == (84, 84, 3)
-        assert np.array_equal(small, resized(frames[0], (84, 84)))
+        assert np.array_equal(small, of_cameras.shown(frames[0], None, (84, 84)))
     assert not [c for c in (child, successor) if Path(f"/proc/{c}").exists()]
