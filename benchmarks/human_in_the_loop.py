@@ -6,7 +6,7 @@ The set-ups stand in ``benchmarks/human_in_the_loop.yaml``. Runs resume as those
 cleanly after so many seconds. What is judged:
 
 * ``hil_serl``: its policy succeeds on at least 95 % of the final starts, and the share of steps that the person drove falls under 2 %;
-* ``rlif_edit``: its policy succeeds more often than the person whom it was learned from, alone on the same starts;
+* ``rlif_edit``: its policy succeeds more often than the base, and than the person whom it was learned from, alone on the same starts;
 * ``hg_dagger``, ``recap``: the policy is better than the base, on the same starts, with an interval that excludes zero.
 
 Intervals are of paired differences, by hierarchical bootstrap over training seeds and starts; a row ``holds`` with three seeds only. The
@@ -95,8 +95,8 @@ def judge(recipe: str, row: dict[str, Any]) -> bool:
     few_at_start = all(r["start"] is not None and r["start"] <= MOST_AT_START for r in row["person"])
     if recipe == "hil_serl":
         return few_at_start and min(row["best"]) >= SUCCESS and all(r["end"] < LEAST_AT_END for r in row["person"])
-    interval = row["against_operator"]["interval"] if recipe == RLIF else row["interval"]
-    return few_at_start and interval[0] > 0.0
+    intervals = [row["interval"], *([row["against_operator"]["interval"]] if recipe == RLIF else [])]
+    return few_at_start and all(interval[0] > 0.0 for interval in intervals)
 
 
 class People:

@@ -63,6 +63,8 @@ def test_bars(people):
     assert not people.judge("hil_serl", row([0.99], 0.3, 0.02))
     assert not people.judge("hil_serl", row([0.99], 0.31, 0.0))
     assert people.judge("rlif_edit", row([0.5], 0.2, 0.2))
+    nothing_learned = row([0.5], 0.2, 0.2) | {"interval": [0.0, 0.0]}
+    assert not people.judge("rlif_edit", nothing_learned), "a base that was better than the person from the start"
     assert not people.judge("recap", row([0.9], 0.2, 0.0, (0.0, 0.5)))
 
 
