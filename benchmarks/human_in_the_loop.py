@@ -5,7 +5,7 @@
 The set-ups stand in ``benchmarks/human_in_the_loop.yaml``. Runs resume as those of ``recipes.py`` do: finished ones are only read, ``--slice`` stops
 cleanly after so many seconds. What is judged:
 
-* ``hil_serl``: its policy succeeds on at least 95 % of the final starts, and the share of steps that the person drove falls under 2 %;
+* ``hil_serl``: its policy succeeds on at least 95 % of the final starts, and the person drove under 2 % of the last 2,000 training steps;
 * ``rlif_edit``: its policy succeeds more often than the base, and than the person whom it was learned from, alone on the same starts;
 * ``hg_dagger``, ``recap``: the policy is better than the base, on the same starts, with an interval that excludes zero.
 
@@ -27,6 +27,7 @@ from recipes import Bench, Settings, merged, outcomes, run_arguments
 from robot_rl import seeding
 from robot_rl.config import decode, load
 from robot_rl.evaluation.statistics import hierarchical_bootstrap
+from robot_rl.intervention.metrics import Driven, intervention_rate
 from robot_rl.replay import EpisodeStore
 from robot_rl.sim.env import make_env, make_expert
 from robot_rl.sim.operator_config import OperatorConfig
@@ -34,7 +35,8 @@ from robot_rl.training.config import PostTrainConfig
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 WINDOW = 1000
-"""Steps that a rate is taken over."""
+"""Steps that a rate is taken over, but the last one."""
+LAST = 2000
 RLIF = "rlif_edit"
 MOST_AT_START, LEAST_AT_END, SUCCESS, SEEDS = 0.30, 0.02, 0.95, 3
 
@@ -61,11 +63,9 @@ def rates(store: Path) -> dict[str, Any]:
         chosen = (played > first) & (played <= first + WINDOW)
         if chosen.any():
             curve.append(round(float(np.sum(np.array(human)[chosen]) / np.sum(np.array(lengths)[chosen])), 4))
-    last = played > played[-1] - WINDOW if len(played) else np.zeros(0, bool)
-    end = float(np.sum(np.array(human)[last]) / max(1, np.sum(np.array(lengths)[last])))
     return {
         "start": curve[0] if curve else None,
-        "end": round(end, 4) if curve else None,
+        "end": intervention_rate(list(map(Driven, lengths, human)), LAST),
         "lowest": min(curve, default=None),
         "curve": curve,
     }
@@ -94,7 +94,8 @@ def judge(recipe: str, row: dict[str, Any]) -> bool:
     """Whether the bar of this recipe is met by these runs, however few."""
     few_at_start = all(r["start"] is not None and r["start"] <= MOST_AT_START for r in row["person"])
     if recipe == "hil_serl":
-        return few_at_start and min(row["best"]) >= SUCCESS and all(r["end"] < LEAST_AT_END for r in row["person"])
+        alone_at_end = all(r["end"] is not None and r["end"] < LEAST_AT_END for r in row["person"])
+        return few_at_start and min(row["best"]) >= SUCCESS and alone_at_end
     intervals = [row["interval"], *([row["against_operator"]["interval"]] if recipe == RLIF else [])]
     return few_at_start and all(interval[0] > 0.0 for interval in intervals)
 

@@ -133,6 +133,8 @@ class ProgressDisplay:
                 parts.append(f"success {percent(value)}{band}")
             elif name == "steps_per_s":
                 parts.append(f"{value:,.0f} steps/s")
+            elif name == "driven":
+                parts.append(f"driven by a person {percent(value)}")
             elif name not in ("interval", "eta"):
                 parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
         return ", ".join(parts)

@@ -44,6 +44,7 @@ SCALARS_SHOWN = 9
 FAILURES_SHOWN = 20
 # What a reader looks for first; other scalars follow in alphabetical order.
 SCALAR_ORDER = (
+    "human_steps",
     "critic_loss",
     "actor_loss",
     "alpha",
@@ -290,6 +291,15 @@ def _facts(run: RunFolder, paired: PairedComparison | None) -> str:
     dip = run.result.lowest_acting_minus_base if run.result is not None else lowest_acting_minus_base(run.evaluations)
     if dip is not None:
         facts.append(("Lowest point against the base", f"{_points(dip)} points", "acting policy, over the whole run"))
+    driven = run.result.extra.get("intervention_rate") if run.result is not None else None
+    if driven is not None and driven["last"] is not None:
+        facts.append(
+            (
+                "Driven by a person",
+                percent(driven["last"], 1),
+                f"of the last {count(driven['steps'])} training steps; {percent(driven['first'], 1)} of the first",
+            )
+        )
     if run.gate:
         kinds = Counter(g.event for g in run.gate)
         facts.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,7 +57,24 @@ def measure(episode: Episode) -> InterventionMetrics:
     )
 
 
-def intervention_rate(episodes: Sequence[Episode], window: int = 20) -> float:
-    """Mean share of human steps over the last ``window`` episodes; NaN without any."""
-    rates = [measure(e).human_share for e in episodes[-window:]]
-    return float(np.mean(rates)) if rates else float("nan")
+class Driven(NamedTuple):
+    """Of one episode."""
+
+    steps: int
+    human_steps: int
+
+
+def newest(played: Sequence[Driven], steps: int) -> list[Driven]:
+    """The last episodes, as few as have together played ``steps``; all of them where that is fewer."""
+    total, first = 0, len(played)
+    while first and total < steps:
+        first -= 1
+        total += played[first].steps
+    return list(played[first:])
+
+
+def intervention_rate(played: Sequence[Driven], steps: int) -> float | None:
+    """The share of steps that a person drove, in the :func:`newest` ``steps``; None before there are so many."""
+    seen = newest(played, steps)
+    total = sum(e.steps for e in seen)
+    return sum(e.human_steps for e in seen) / total if total >= steps else None

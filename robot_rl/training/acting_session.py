@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from robot_rl import seeding
 from robot_rl.heads.base import Head
+from robot_rl.intervention.metrics import Driven, intervention_rate, newest
 from robot_rl.policies.base import BasePolicy
 from robot_rl.progress import Progress
 from robot_rl.runtime.acting import ActingMode, ActingPolicy
@@ -46,6 +48,14 @@ class Counters(LearningCounters):
     candidates: list[list[Any]] = field(default_factory=list)  # (version, mode) still to be submitted this round
     seconds: dict[str, float] = field(default_factory=lambda: {p: 0.0 for p in PHASES})
     done: str = ""  # why the run ended
+    driven_first: list[Sequence[int]] = field(default_factory=list)  # (steps, those of a person) of watched episodes
+    driven_last: list[Sequence[int]] = field(default_factory=list)
+
+    def watched(self, played: list[Driven], steps: int) -> None:
+        """A person sat beside these training episodes; a share is taken over ``steps`` steps."""
+        if sum(length for length, _ in self.driven_first) < steps:
+            self.driven_first += played
+        self.driven_last = [*newest([*map(Driven._make, self.driven_last), *played], steps)]
 
 
 class ActingSession(ABC):
@@ -205,10 +215,31 @@ class ActingSession(ABC):
             return
         if self.gate.acting:
             successes, n = self.gate.evidence(*self.acting)
-            if n >= stop.episodes and successes >= stop.success * n:
+            rate = self.intervention_rate
+            alone = stop.intervention_rate >= 1.0 or (rate is not None and rate < stop.intervention_rate)
+            if n >= stop.episodes and successes >= stop.success * n and alone:
                 c.done = f"the acting head succeeded in {successes} of {n} gate episodes"
+                if rate is not None:
+                    c.done += f"; a person drove {100 * rate:.1f} % of the last {stop.intervention_steps} training steps"
         if not c.done and c.env_steps >= self.config.schedule.env_steps:
             c.done = f"{c.env_steps} environment steps are used up"
+
+    @property
+    def intervention_rate(self) -> float | None:
+        """The share of the last training steps that a person drove; None where nobody is there, or not for long enough."""
+        return intervention_rate(list(map(Driven._make, self.counters.driven_last)), self.config.stop.intervention_steps)
+
+    def intervention_summary(self) -> dict[str, Any]:
+        """For ``result.json``: how much a person drove at first and at last; nothing where nobody was there."""
+        if not self.config.operator.patience:
+            return {}
+        steps = self.config.stop.intervention_steps
+        played = list(map(Driven._make, self.counters.driven_first))
+        while len(played) > 1 and sum(e.steps for e in played[:-1]) >= steps:
+            played.pop()  # of the round that filled the window
+        return {
+            "intervention_rate": {"steps": steps, "first": intervention_rate(played, steps), "last": self.intervention_rate}
+        }
 
     # ---- phases
 
@@ -245,6 +276,7 @@ class ActingSession(ABC):
         shown = self.starts.scalars()
         if self.config.operator.patience:
             shown = shown | {"train/human_steps": sum(o.human_steps for o in outcomes) / steps}
+            c.watched([Driven(o.length, o.human_steps) for o in outcomes], self.config.stop.intervention_steps)
         if shown:
             self.scalars.write(shown, c.env_steps)
         c.remember([o.success for o in outcomes])
@@ -387,4 +419,6 @@ class ActingSession(ABC):
         interval = wilson(k, n)
         speed = c.env_steps / max(c.wall_seconds, 1e-9)
         left = (self.config.schedule.env_steps - c.env_steps) / max(speed, 1e-9)
-        self.progress.status(success=k / n, interval=(interval.low, interval.high), steps_per_s=speed, eta=left)
+        self.progress.status(
+            success=k / n, interval=(interval.low, interval.high), steps_per_s=speed, eta=left, driven=self.intervention_rate
+        )

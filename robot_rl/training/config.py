@@ -322,14 +322,24 @@ class LearnerProcessConfig:
 
 @dataclass(frozen=True)
 class StopConfig:
-    """The run ends early once the acting head has succeeded in ``success`` of at least ``episodes`` gate episodes."""
+    """When a run ends before its last step.
+
+    Attributes:
+        success, episodes: the acting head has succeeded in this share of at least so many gate episodes,
+        intervention_rate, intervention_steps: and a person has driven less than this share of the last so many training steps;
+            1: whether anybody drives does not matter.
+    """
 
     success: float = 0.97
     episodes: int = 200
+    intervention_rate: float = 1.0
+    intervention_steps: int = 1000
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "success")
-        _at_least(self, 1, "episodes")
+        _at_least(self, 1, "episodes", "intervention_steps")
+        if not 0.0 < self.intervention_rate <= 1.0:
+            raise ValueError(f"intervention_rate={self.intervention_rate}: accepted are numbers above 0, to 1")
 
 
 @dataclass(frozen=True)

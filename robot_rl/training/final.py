@@ -63,6 +63,7 @@ def finish(
         "evaluation_steps": c.evaluation_steps,
         "updates": session.updates,
         "learner": session.learner_summary(),
+        **session.intervention_summary(),
         "wall_seconds": c.wall_seconds,
         "phase_seconds": c.seconds,
         "steps_to": steps_to((line.env_steps, line.rate) for line in curve if line.who in ("base", "acting")),

@@ -9,7 +9,7 @@ from spine_kit import FakeEnv, SmoothBase
 from robot_rl.intervention.arbiter import ArbiterConfig, OperatorArbiter, Request
 from robot_rl.intervention.blending import Rotation, blend, min_jerk
 from robot_rl.intervention.devices import DeviceSample, Hysteresis, RateMeter, align_step, deflection, joint_gap, profile
-from robot_rl.intervention.metrics import intervention_rate, measure
+from robot_rl.intervention.metrics import measure
 from robot_rl.replay import EpisodeStore
 from robot_rl.runtime.acting import ActingPolicy
 from robot_rl.runtime.chunk_scheduler import ChunkScheduler
@@ -81,7 +81,6 @@ def test_the_episode_says_who_did_what(tmp_path):
     found = measure(episode)
     assert (found.count, found.first_step, found.mean_length, found.retaken) == (1, 8, 7.0, 0)
     assert found.human_share == pytest.approx(7 / 40)
-    assert intervention_rate([episode, episode]) == pytest.approx(7 / 40)
 
 
 def test_a_lost_device_is_recorded_as_hold(tmp_path):

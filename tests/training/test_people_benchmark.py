@@ -48,7 +48,7 @@ def test_how_much_the_person_drove_is_counted_where_one_was_there(people, tmp_pa
             watched = i % 3 != 2
             meta = EpisodeMeta(f"e{i:04d}", extra={"human_steps": 5 if i < 150 else 0} if watched else {})
             store.add(Episode.from_arrays(meta, {"s": np.zeros((11, 1), np.float32)}, np.zeros((10, 1), np.float32)))
-    assert people.rates(tmp_path) == {"start": 0.5, "end": 0.0, "lowest": 0.0, "curve": [0.5, 0.0]}
+    assert people.rates(tmp_path) == {"start": 0.5, "end": 0.25, "lowest": 0.0, "curve": [0.5, 0.0]}
 
 
 def test_bars(people):

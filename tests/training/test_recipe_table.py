@@ -11,6 +11,8 @@ import pytest
 from run_kit import TINY, lines, merged, same_run
 
 from robot_rl.config import decode, load
+from robot_rl.intervention.metrics import Driven, intervention_rate
+from robot_rl.replay import EpisodeStore
 from robot_rl.training import posttrain
 from robot_rl.training.config import PostTrainConfig
 from robot_rl.training.interrupt import Interrupted, InterruptFlag
@@ -138,7 +140,7 @@ def test_figures_reach_the_docs_and_other_columns_stay(bench, tmp_path: Path) ->
 def test_a_run_with_a_simulated_operator_resumes_exactly(tmp_path: Path) -> None:
     """Interventions and all: hg_dagger interrupted once is hg_dagger that never was."""
     change = {
-        "head": {"kind": "fine_tuned"}, "operator": {"patience": 6},
+        "head": {"kind": "fine_tuned"}, "operator": {"patience": 6}, "stop": {"intervention_steps": 50},
         "learner": {"algorithm": "weighted_bc", "weights": "hg_dagger", "n_critics": None, "hidden": None},
         "schedule": {"return_updates": 0, "warmup_updates": 0, "env_steps": 200}, "mixture": {"start": 0.0, "end": 0.0, "greedy": 0.0},
     }  # fmt: skip
@@ -163,6 +165,11 @@ def test_a_run_with_a_simulated_operator_resumes_exactly(tmp_path: Path) -> None
             posttrain.run(config(tmp_path / "resumed"))
     posttrain.run(config(tmp_path / "resumed"))
     same_run(tmp_path / "straight", tmp_path / "resumed")
+    result = json.loads((tmp_path / "resumed" / "result.json").read_text())
+    with EpisodeStore.open(tmp_path / "resumed" / "store") as store:
+        played = [Driven(int(store.attributes(e)["length"]), store.meta(e).extra["human_steps"]) for e in store.episode_ids()]
+    assert result["intervention_rate"]["last"] == intervention_rate(played, 50)
+    assert result["intervention_rate"]["first"] is not None
     weights = [line["bc/weight"] for line in lines(tmp_path / "straight", "metrics.jsonl") if "bc/weight" in line]
     assert weights
     assert max(weights) > 0, "what the operator did counts"
