@@ -52,7 +52,7 @@ def rates(store: Path) -> dict[str, Any]:
     """How much the person drove in a run: at the start, at the end, and for every thousand steps in between."""
     lengths, human = [], []
     with EpisodeStore.open(store) as episodes:
-        for name in episodes.episode_ids():
+        for name in sorted(episodes.episode_ids()):  # as they were planned, which is how the run itself counts
             meta = episodes.meta(name)
             if "human_steps" in meta.extra:  # somebody was there: not in the gate's episodes
                 lengths.append(int(episodes.attributes(name)["length"]))

@@ -62,6 +62,11 @@ def session(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first simulated start")
     parser.add_argument("--baseline", type=int, default=20, help="episodes of the old policy before training; 0: none")
     parser.add_argument("--training", type=int, default=0, help="episodes of training; 0: when the operator ends it")
+    parser.add_argument(
+        "--until-driven", type=float, default=0.0, metavar="SHARE",
+        help="end training once a person drove less than this share of the last --driven-steps; 0: that does not end it",
+    )  # fmt: skip
+    parser.add_argument("--driven-steps", type=int, default=1000, help="training steps that this share is taken over")
     parser.add_argument("--comparison", type=int, default=20, help="episodes of each policy in the blind comparison; 0: none")
     parser.add_argument("--reset-s", type=float, default=5.0, help="countdown between ready and the start of an episode")
     parser.add_argument("--hands-off", action="store_true", help="nobody resets or starts anything (simulation)")
@@ -71,7 +76,10 @@ def session(argv: Sequence[str]) -> int:
     from robot_rl.console.flow import FlowConfig
 
     try:
-        flow = FlowConfig(given.baseline, given.training, given.comparison, given.reset_s, given.hands_off)
+        flow = FlowConfig(
+            given.baseline, given.training, given.comparison, given.reset_s, given.hands_off,
+            intervention_rate=given.until_driven, intervention_steps=given.driven_steps,
+        )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from None
     if given.sim:
@@ -82,6 +90,7 @@ def session(argv: Sequence[str]) -> int:
 
     words = [
         f"baseline_episodes:={given.baseline}", f"training_episodes:={given.training}",
+        f"intervention_rate:={given.until_driven}", f"intervention_steps:={given.driven_steps}",
         f"comparison_episodes:={given.comparison}", f"reset_s:={given.reset_s}", f"hands_off:={str(given.hands_off).lower()}",
         f"console_bind:={given.host}", f"console_port:={given.port}",
         *([f"console_token_file:={given.token_file}"] if given.token_file else []),

@@ -20,7 +20,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class EpisodeView:
-    """The running (or last) episode."""
+    """The running (or last) episode. ``human_steps``: those of ``step`` that a person drove, known when it is over."""
 
     id: str = ""
     state: str = "idle"
@@ -31,6 +31,7 @@ class EpisodeView:
     outcome: str = ""
     detail: str = ""
     seconds: float = 0.0
+    human_steps: int = 0
 
 
 @dataclass(frozen=True)

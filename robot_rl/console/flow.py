@@ -18,6 +18,7 @@ import numpy as np
 from robot_rl.console.bridge import SessionView
 from robot_rl.evaluation.blind import BlindTest
 from robot_rl.evaluation.statistics import SuccessRate
+from robot_rl.intervention.metrics import Driven, intervention_rate
 from robot_rl.replay.files import replace_json
 
 Phase = Literal["preflight", "baseline", "training", "comparison", "report"]
@@ -44,6 +45,8 @@ class FlowConfig:
     """Attributes:
     baseline_episodes: of the old policy before training; 0 leaves the baseline out.
     training_episodes: after so many training ends by itself; 0: when the operator says so.
+    intervention_rate, intervention_steps: it also ends by itself once a person drove less than this share of so many of the last
+        training steps; 0: that does not end it.
     comparison_episodes: of each policy in the blind comparison; 0 leaves it out.
     reset_s: countdown between "the scene is reset" and the start, to step back.
     hands_off: nobody has to reset or start anything (simulation).
@@ -56,11 +59,17 @@ class FlowConfig:
     reset_s: float = 5.0
     hands_off: bool = False
     seed: int = -1
+    intervention_rate: float = 0.0
+    intervention_steps: int = 1000
 
     def __post_init__(self) -> None:
         for name in ("baseline_episodes", "training_episodes", "comparison_episodes"):
             if not 0 <= getattr(self, name) <= 10_000:
                 raise ValueError(f"session.{name}={getattr(self, name)}: accepted are integers from 0 to 10000")
+        if not 0.0 <= self.intervention_rate <= 1.0:
+            raise ValueError(f"session.intervention_rate={self.intervention_rate}: accepted are numbers from 0 to 1")
+        if not 1 <= self.intervention_steps <= 1_000_000:
+            raise ValueError(f"session.intervention_steps={self.intervention_steps}: accepted are integers from 1 to 1000000")
         if not 0.0 <= self.reset_s <= 600.0:
             raise ValueError(f"session.reset_s={self.reset_s}: accepted are numbers from 0 to 600")
 
@@ -95,6 +104,7 @@ class _Kept:
     phase: Phase = "preflight"
     baseline: list[bool] = field(default_factory=list)
     training: list[bool] = field(default_factory=list)
+    driven: list[list[int]] = field(default_factory=list)  # of every training episode: steps, and those a person drove
     blind: dict[str, Any] | None = None
     version: int = 0
     started_ns: int = 0
@@ -165,7 +175,7 @@ class SessionFlow:
             "phase": self.kept.phase, "title": TITLES[self.kept.phase], "phases": [[p, TITLES[p]] for p in self._wanted()],
             "stage": self.stage, "done": done, "total": total, "problem": self.problem, "blind": self.blinded,
             "countdown": max(0.0, self._until - now) if self.stage == "countdown" else None, "prompt": self._prompt(),
-            "hopeless": self._hopeless(now),
+            "hopeless": self._hopeless(now), "driven": self.driven,
             "checks": [asdict(c) for c in self.checks(self._view, seated)] if self.kept.phase == "preflight" else [],
         }  # fmt: skip
         if self.blind is not None:
@@ -183,11 +193,19 @@ class SessionFlow:
         if kept.baseline:
             out["baseline"] = SuccessRate.of(sum(kept.baseline), len(kept.baseline)).to_json()
         if kept.training:
-            out["training"] = {"episodes": len(kept.training), "successes": sum(kept.training)}
+            out["training"] = {
+                "episodes": len(kept.training), "successes": sum(kept.training),
+                "driven": self.driven, "driven_steps": self.config.intervention_steps,
+            }  # fmt: skip
         if self.blind is not None and self.blind.complete:
             out["comparison"] = self.blind.result().to_json()
             out["order"], out["salt"], out["commitment"] = list(self.blind.order), self.blind.salt, self.blind.commitment
         return out
+
+    @property
+    def driven(self) -> float | None:
+        """The share of the last training steps that a person drove; None before there are enough of them."""
+        return intervention_rate(list(map(Driven._make, self.kept.driven)), self.config.intervention_steps)
 
     def _wanted(self) -> list[Phase]:
         c = self.config
@@ -267,6 +285,8 @@ class SessionFlow:
             outcomes = self.kept.baseline if self.kept.phase == "baseline" else self.kept.training
             if outcomes:
                 outcomes.pop()
+                if outcomes is self.kept.training:
+                    del self.kept.driven[-1:]
         self._again()
 
     # ---- a few times a second
@@ -348,7 +368,9 @@ class SessionFlow:
                 return self._enter("training", view)
         elif kept.phase == "training":
             kept.training.append(success)
-            if self.config.training_episodes and len(kept.training) >= self.config.training_episodes:
+            kept.driven.append([view.episode.step, view.episode.human_steps])
+            enough = self.config.training_episodes and len(kept.training) >= self.config.training_episodes
+            if enough or (self.driven is not None and self.driven < self.config.intervention_rate):
                 return self._leave_training(view)
         elif self.blind is not None:
             self.blind.record(success)

@@ -54,8 +54,10 @@ def render(result: dict[str, Any], curve: list[dict[str, Any]], notes: list[dict
         facts.append(f"<div><dt>Baseline before training</dt><dd>{_rate(result['baseline'])}</dd></div>")
     if "training" in result:
         t = result["training"]
+        driven = t.get("driven")
+        shown = "" if driven is None else f"; a person drove {percent(driven, 1)} of the last {t['driven_steps']} steps"
         facts.append(
-            f"<div><dt>Training</dt><dd>{t['episodes']} episodes <small>{t['successes']} of them succeeded</small></dd></div>"
+            f"<div><dt>Training</dt><dd>{t['episodes']} episodes <small>{t['successes']} of them succeeded{shown}</small></dd></div>"
         )
     begun, ended = result["started_ns"], result["ended_ns"]
     if begun and ended:

@@ -348,7 +348,10 @@ class SimulatedSession:
         self._traces.append(TracePoint(loop.step, float(reward), "dense"))
         self._say(
             control=self._arbiter.state.value, device="console" if self._arbiter.state is State.HUMAN else "",
-            episode=replace(self._view.episode, step=loop.step, control=control, seconds=time.monotonic() - self._began),
+            episode=replace(
+                self._view.episode, step=loop.step, control=control, seconds=time.monotonic() - self._began,
+                human_steps=self._view.episode.human_steps + (control == "human"),
+            ),
             traces={"env": tuple(self._traces)},
         )  # fmt: skip
         if ended or terminated or truncated:

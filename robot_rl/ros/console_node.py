@@ -90,7 +90,8 @@ class ConsoleNode(PlainNode):
         guided = (
             SessionFlow(
                 FlowConfig(
-                    p["baseline_episodes"], p["training_episodes"], p["comparison_episodes"], p["reset_s"], p["hands_off"]
+                    p["baseline_episodes"], p["training_episodes"], p["comparison_episodes"], p["reset_s"], p["hands_off"],
+                    intervention_rate=p["intervention_rate"], intervention_steps=p["intervention_steps"],
                 ),
                 run_dir,
             )
@@ -159,8 +160,9 @@ class ConsoleNode(PlainNode):
             )
             detail = s.detail or (s.end_reason if s.end_reason not in (None, "task") else "") or ""
             episode = EpisodeView(
-                s.episode_id, s.state, s.index, s.step, s.control or "", s.task or "", s.outcome or "", detail, seconds
-            )
+                s.episode_id, s.state, s.index, s.step, s.control or "", s.task or "", s.outcome or "", detail, seconds,
+                s.intervention_steps or 0,
+            )  # fmt: skip
             fresh = s.episode_id != before.id
             acting = replace(self._view.weights, acting=s.weights_version or 0)
             self._say(episode=episode, weights=acting, task=s.task or self._view.task, **({"traces": {}} if fresh else {}))

@@ -188,6 +188,12 @@ GUIDE = (
     ),
     ArgSpec("baseline_episodes", "20", "of the old policy before training; 0: none"),
     ArgSpec("training_episodes", "0", "after so many training ends; 0: when the operator says so"),
+    ArgSpec(
+        "intervention_rate",
+        "0.0",
+        "training also ends once a person drove less than this share of the last intervention_steps; 0: it does not",
+    ),
+    ArgSpec("intervention_steps", "1000", "training steps that this share is taken over"),
     ArgSpec("comparison_episodes", "20", "of each policy in the blind comparison; 0: none"),
     ArgSpec("reset_s", "5.0", "countdown between ready and the start of an episode"),
     ArgSpec("hands_off", "false", "nobody has to reset or start anything", boolean=True),
@@ -293,7 +299,11 @@ class _Robot:
             params["reset_service"] = "sim_node/reset"
         if a.true("guide"):
             params |= {"guide": True, "hands_off": a.true("hands_off"), "reset_s": a.number("reset_s")}
-            params |= {n: a.number(n, int) for n in ("baseline_episodes", "training_episodes", "comparison_episodes")}
+            params |= {
+                n: a.number(n, int)
+                for n in ("baseline_episodes", "training_episodes", "comparison_episodes", "intervention_steps")
+            }
+            params |= {"intervention_rate": a.number("intervention_rate")}
         return [self.node("console_node", 2, params)]
 
     def rewards(self) -> list[NodeSpec]:

@@ -53,7 +53,7 @@ class Robot:
                 self.view = replace(self.view, episode=episode, weights=replace(weights, acting=acting))
         return names
 
-    def play(self, outcome: str = "", state: str = "committed") -> None:
+    def play(self, outcome: str = "", state: str = "committed", **ended) -> None:
         """From the prompt to the episode's end."""
         if self.flow.stage == "prompt" and not self.flow.config.hands_off:
             self.flow.ready(self.now, self.view, True)
@@ -64,7 +64,7 @@ class Robot:
         assert self.flow.stage == "running", (self.flow.stage, self.flow.problem)
         rate = self.rates["old" if self.pinned == 0 else "new"]
         outcome = outcome or ("success" if self.rng.random() < rate else "failure")
-        self.view = replace(self.view, episode=replace(self.view.episode, state=state, outcome=outcome))
+        self.view = replace(self.view, episode=replace(self.view.episode, state=state, outcome=outcome, **ended))
         self.look()
 
 
@@ -270,6 +270,32 @@ def test_without_a_promoted_version_there_is_nothing_to_compare(tmp_path):
     robot.play("success")
     assert flow.kept.phase == "training"
     assert "nothing to compare" in flow.problem
+
+
+def test_training_ends_when_a_person_hardly_drives_any_more(tmp_path):
+    """With 20 steps an episode and a window of 50: three episodes fill it, and the last drop counts."""
+    flow, robot = begun(tmp_path, baseline_episodes=0, intervention_rate=0.1, intervention_steps=50)
+
+    def play(human_steps: int) -> None:
+        robot.play("success", step=20, human_steps=human_steps)
+
+    play(0)
+    play(0)
+    assert flow.driven is None
+    play(12)
+    assert flow.view(robot.now)["driven"] == 12 / 60
+    play(0)
+    play(0)
+    assert flow.kept.phase == "training"
+    flow.undone()
+    assert len(flow.kept.driven) == len(flow.kept.training) == 4
+    again = SessionFlow(flow.config, tmp_path)
+    assert again.driven == flow.driven == 12 / 60
+    play(0)
+    play(3)
+    assert flow.kept.phase == "comparison"
+    assert flow.result()["training"]["driven"] == 3 / 60
+    assert "a person drove 5.0" in render(flow.result(), [], [], "a run")
 
 
 def test_a_session_goes_on_where_it_was(tmp_path):

@@ -167,7 +167,9 @@ def test_a_run_with_a_simulated_operator_resumes_exactly(tmp_path: Path) -> None
     same_run(tmp_path / "straight", tmp_path / "resumed")
     result = json.loads((tmp_path / "resumed" / "result.json").read_text())
     with EpisodeStore.open(tmp_path / "resumed" / "store") as store:
-        played = [Driven(int(store.attributes(e)["length"]), store.meta(e).extra["human_steps"]) for e in store.episode_ids()]
+        played = [
+            Driven(int(store.attributes(e)["length"]), store.meta(e).extra["human_steps"]) for e in sorted(store.episode_ids())
+        ]
     assert result["intervention_rate"]["last"] == intervention_rate(played, 50)
     assert result["intervention_rate"]["first"] is not None
     weights = [line["bc/weight"] for line in lines(tmp_path / "straight", "metrics.jsonl") if "bc/weight" in line]

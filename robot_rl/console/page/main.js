@@ -238,7 +238,8 @@ function run() {
     $("flow-progress").hidden = !found.total;
     if (found.total) { $("flow-progress").max = found.total; $("flow-progress").value = found.done; }
     const counted = found.total ? `${found.done} of ${found.total} episodes` : found.phase === "training" ? `${found.done} episodes` : "";
-    put("flow-count", found.blind ? `${counted}. Which policy acts is hidden.` : counted);
+    const driven = found.phase === "training" && found.driven !== null ? `; a person drove ${percent(found.driven)} of the last steps` : "";
+    put("flow-count", found.blind ? `${counted}. Which policy acts is hidden.` : counted + driven);
     put("flow-problem", found.problem);
     put("ready", found.phase === "preflight" ? "Begin the session" : "Ready");
     $("ready").hidden = found.phase === "report";
