@@ -23,11 +23,13 @@ RECAP = {STEPS_LEFT: FeatureSpec(()), OUTCOME: FeatureSpec((), "int8"), ADVANTAG
 
 
 class OwnReward(NamedTuple):
-    """A learner's own reward (L,) or None; whether the recorded one counts too; whether it is to be guessed later."""
+    """A learner's own reward (L,) or None; whether the recorded one counts too; whether it is to be guessed later; (L,) bool, steps that
+    nothing after them counts for, or None."""
 
     component: np.ndarray | None = None
     task: bool = True
     unlabelled: bool = False
+    ends: np.ndarray | None = None
 
     def composed(self, reward: np.ndarray) -> np.ndarray:
         """The reward that returns are made of."""
@@ -79,9 +81,12 @@ def own_reward(episode: Episode, learner: LearnerConfig | None, stratum: Stratum
 
     Where takeovers are the only reward, it is unknown (NaN) while a person drives and in episodes that nobody watched: that nobody took over
     says nothing there, and taken for 0 it would teach that whatever was done was right (specification 2.11, ``human_steps: exclude``).
+    Being taken over from then ends what is judged (ours; the published code bootstraps from the step after it, which the person plays): a
+    chunk that was cut off by the person is worth the -1 that it came to, where its whole window would be unknown.
     """
     if not isinstance(learner, OffPolicyConfig):
         return OwnReward()
+    ends = None
     component, kind = np.zeros(len(episode), np.float32), Stratum(stratum or episode.meta.stratum)
     if kind.value in learner.optimism.strata:
         return OwnReward(component, task=False, unlabelled=True)
@@ -92,7 +97,8 @@ def own_reward(episode: Episode, learner: LearnerConfig | None, stratum: Stratum
         if not learner.task_reward:
             driven = np.isin(episode.source, (int(Source.HUMAN), int(Source.LATCHED), int(Source.BLEND)))
             component[driven | (episode.meta.extra.get("watched") is False)] = np.nan
-    return OwnReward(component, learner.task_reward)
+            ends = component == learner.takeover_reward
+    return OwnReward(component, learner.task_reward, ends=ends)
 
 
 def learner_facts(

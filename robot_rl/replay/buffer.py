@@ -108,6 +108,7 @@ class _Slot:
     composed: tuple[np.ndarray, int, bool] | None = None
     component: np.ndarray | None = None  # a learner's own reward, beside the recorded one or (alone) instead of it
     alone: bool = False
+    ends: np.ndarray | None = None  # steps that end the MDP of a learner's own reward
 
 
 class ReplayBuffer:
@@ -262,6 +263,7 @@ class ReplayBuffer:
         reward_component: np.ndarray | None = None,
         task_reward: bool = True,
         terminated: bool | None = None,
+        ends: np.ndarray | None = None,
     ) -> int:
         """Take an episode of L steps in; gives its index.
 
@@ -277,6 +279,7 @@ class ReplayBuffer:
                 comes, NaN where nothing may be learned from a step; it never reaches the store.
             task_reward: False leaves the recorded reward out altogether, late ones included; needs a ``reward_component``.
             terminated: overrides what the recording says about its end.
+            ends: (L,) bool, see :class:`~robot_rl.replay.windows.EpisodeArrays`.
 
         Raises:
             ValueError: shapes do not fit, values are not finite, the id is in the buffer already, or the episode is larger
@@ -329,6 +332,7 @@ class ReplayBuffer:
             terminated=bool(episode.terminated[-1]) if terminated is None else terminated,
             final_known=final_observation_known(episode), chunks=chunks, noise_rows=np.zeros(0, np.int32),
             component=reward_component, alone=not task_reward,
+            ends=None if ends is None else _fit(ends, (length,), f"{who}: ends", "bool").copy(),
         )  # fmt: skip
         here = slice(base, base + length)
         ring = self._ring
@@ -551,6 +555,7 @@ class ReplayBuffer:
             action=self._ring["action"][here], reward=reward[:length], source=slot.source[:length], terminated=terminated,
             delta_mask=self.delta_mask, final_known=slot.final_known or length < slot.length,
             decision_id=slot.decision_id[:length], starts=slot.starts[:length],
+            ends=None if slot.ends is None else slot.ends[:length],
         )  # fmt: skip
         table = window_table(arrays, self.window)
         self._ring["window_rows"][here] = table.rows
@@ -560,7 +565,8 @@ class ReplayBuffer:
         self._ring["valid"][whole], self._ring["step_reward"][whole], self._ring["ends"][whole] = False, np.nan, False
         self._ring["valid"][here] = table.valid
         self._ring["step_reward"][here] = np.where(arrays.source == Source.HOLD, np.nan, arrays.reward)
-        self._ring["ends"][here.stop - 1] = terminated
+        self._ring["ends"][here] = False if arrays.ends is None else arrays.ends
+        self._ring["ends"][here.stop - 1] |= terminated
         if not (terminated or arrays.final_known):
             self._ring["step_reward"][here.stop - 1] = np.nan
         self._windows.set(slot.number, slot.base, slot.stratum, np.flatnonzero(table.valid))

@@ -61,6 +61,8 @@ class EpisodeArrays:
         decision_id: (L,) int, rows of one decision share it; -1 where no chunk ran.
         starts: (L,) bool, steps that are the first executed row of a decision made from that step's observation.
         chunk: (D, H, A) proposed chunks, or ``None``; they pad windows that begin at a decision.
+        ends: (L,) bool or ``None``, steps that end the MDP in the middle of the recording (being taken over from, where that is all that
+            is learned from). A window that reaches one stops there and bootstraps from nothing, as at the terminal step.
     """
 
     action: np.ndarray
@@ -72,6 +74,7 @@ class EpisodeArrays:
     decision_id: np.ndarray | None = None
     starts: np.ndarray | None = None
     chunk: np.ndarray | None = None
+    ends: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.action)
@@ -94,9 +97,11 @@ def window(episode: EpisodeArrays, t: int, n: int, gamma: float, discount_mode: 
     """The window of ``n`` rows from step ``t``, straight from the specification (slow; the reference)."""
     length = len(episode)
     m = min(n, length - t)
+    ended = [i for i in range(m) if episode.ends is not None and episode.ends[t + i]]
+    m = ended[0] + 1 if ended else m
     per_step = discount_mode == "per_step"
     reward = sum((gamma**i if per_step else 1.0) * float(episode.reward[t + i]) for i in range(m))
-    terminal = bool(episode.terminated) and t + m == length
+    terminal = bool(ended) or (bool(episode.terminated) and t + m == length)
     action = np.zeros((n, episode.action.shape[1]), np.float32)
     for i in range(n):
         if i < m:
@@ -123,7 +128,7 @@ def decision_window_ok(episode: EpisodeArrays, t: int, n: int) -> bool:
     """Whether the window from ``t`` is one decision's, executed by the policy alone (slow; the reference)."""
     assert episode.starts is not None
     assert episode.decision_id is not None
-    rows = range(t, min(t + n, len(episode)))
+    rows = range(t, window(episode, t, n, 1.0).next_step)
     same = all(episode.decision_id[i] == episode.decision_id[t] for i in rows)
     return bool(episode.starts[t]) and same and all(episode.source[i] == Source.POLICY for i in rows)
 
@@ -145,13 +150,16 @@ def window_table(episode: EpisodeArrays, config: WindowConfig) -> WindowTable:
     """Every start at once: O(n) vector operations."""
     length, n = len(episode), config.n
     t = np.arange(length)
-    rows = np.minimum(n, length - t)
+    ends = np.zeros(length, bool) if episode.ends is None else episode.ends
+    following = np.minimum.accumulate(np.where(ends, t + 1, length)[::-1])[::-1]  # where what begins at a step is over
+    rows = np.minimum(n, following - t)
     per_step = config.discount_mode == "per_step"
     total = np.zeros(length)
     reward = np.asarray(episode.reward, np.float64)
     for i in range(min(n, length)):
-        total[: length - i] += (config.gamma**i if per_step else 1.0) * reward[i:]
-    terminal = (t + rows == length) & bool(episode.terminated)
+        inside = rows[: length - i] > i
+        total[: length - i] += np.where(inside, (config.gamma**i if per_step else 1.0) * reward[i:], 0.0)
+    terminal = ends[t + rows - 1] | ((t + rows == length) & bool(episode.terminated))
     discount = np.where(terminal, 0.0, np.power(config.gamma, rows) if per_step else config.gamma)
     valid = ((rows == n) | terminal) & np.isfinite(total)
     valid &= _count(episode.source == Source.HOLD, t, rows) == 0

@@ -90,7 +90,7 @@ def ingest(
     chunks = normalized(np.stack([d.chunk for d in episode.decisions])) if episode.decisions else None
     tail = 0.0 if episode.terminated[-1] or not failure_reward else failure_reward / (1.0 - buffer.window.gamma)
     own = own_reward(episode, learner, stratum)
-    returns, known = discounted_returns(own.composed(episode.reward), buffer.window.gamma, tail)
+    returns, known = discounted_returns(own.composed(episode.reward), buffer.window.gamma, tail, own.ends)
     if own.unlabelled:
         known[:] = 0.0
     action = normalized(episode.action)
@@ -105,19 +105,24 @@ def ingest(
         episode, conditioning, action, chunks=chunks, stratum=stratum, extra=extra,
         views=np.stack(further, axis=1) if further else None,
         reward_component=own.component, task_reward=own.task, terminated=False if own.unlabelled else None,
+        ends=own.ends,
     )  # fmt: skip
     return Ingested(number, conditioning)
 
 
-def discounted_returns(reward: np.ndarray, gamma: float, tail: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def discounted_returns(
+    reward: np.ndarray, gamma: float, tail: float = 0.0, ends: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(L,) return from every step to the episode's end, and (L,) 1 where no reward of it is unknown (NaN), else 0.
 
     ``tail`` is what would have come after the last step: an episode that was cut off while it earned r a step is worth
-    r / (1 - gamma) from there on, not nothing.
+    r / (1 - gamma) from there on, not nothing. ``ends`` (L,): steps that nothing after them counts for.
     """
     returns, known = np.zeros(len(reward), np.float32), np.ones(len(reward), np.float32)
     total, complete = tail, 1.0
     for t in range(len(reward) - 1, -1, -1):
+        if ends is not None and ends[t]:
+            total, complete = 0.0, 1.0
         if np.isnan(reward[t]):
             complete = 0.0
         else:

@@ -233,6 +233,23 @@ def test_rows_19_and_21_takeovers_in_the_buffer(task: bool) -> None:
     assert float(windows.discount[windows.step == 5][0]) == 0.0
 
 
+def test_a_chunk_that_a_person_cut_off_is_worth_the_takeover() -> None:
+    """Rows that follow a takeover are unknown where nothing else is learned from: windows stop at it, whichever step they begin at."""
+    config = OffPolicyConfig(algorithm="chunk_sac", takeover_reward=-1.0, task_reward=False)
+    buffer = ReplayBuffer(
+        100, conditioning_dim=3, action_dim=3, window=WindowConfig(4, 0.5), delta_mask=ARM.delta_mask, extra=RETURNS
+    )
+    ingest(buffer, episode("e", [P, P, P, P, P, P, H, H, H, P, P, P, P]), SmoothBase(n_action_steps=4), learner=config)
+    windows = buffer.sample(400, np.random.default_rng(0))
+    found = {int(s): (float(r), float(d)) for s, r, d in zip(windows.step, windows.reward, windows.discount, strict=True)}
+    assert {t: found[t] for t in range(6)} == {
+        0: (0.0, 0.5**4), 1: (0.0, 0.5**4), 2: (-(0.5**3), 0.0), 3: (-(0.5**2), 0.0), 4: (-0.5, 0.0), 5: (-1.0, 0.0),
+    }  # fmt: skip
+    assert not {6, 7, 8} & set(found)
+    returns = {int(s): (float(r), float(k)) for s, r, k in zip(windows.step, *map(windows.extra.get, RETURNS), strict=True)}
+    assert {t: returns[t] for t in range(6)} == {t: (-(0.5 ** (5 - t)), 1.0) for t in range(6)}
+
+
 def test_without_task_reward_unknown_rewards_are_no_obstacle() -> None:
     base, config = SmoothBase(), OffPolicyConfig(algorithm="hybrid_sac", takeover_reward=-1.0, task_reward=False)
     e = episode("e", [P, P, P, P])

@@ -44,6 +44,19 @@ def test_rule(reward, terminated, source, known, t, expected):
     np.testing.assert_equal((found.reward, found.discount, found.next_step, found.weight), expected)
 
 
+def test_a_window_stops_where_the_mdp_ends_in_the_middle():
+    """Reward 4 ends it: what leads there is exact and bootstraps from nothing, what comes after it begins anew."""
+    episode = arrays([1, 2, 4, NAN, 16], ends=np.array([False, False, True, False, False]))
+    found = [window(episode, t, 4, 0.5) for t in range(5)]
+    assert [(w.reward, w.discount, w.next_step, w.weight) for w in found[:3]] == [
+        (3.0, 0.0, 3, 1.0),
+        (4.0, 0.0, 3, 1.0),
+        (4.0, 0.0, 3, 1.0),
+    ]
+    assert [w.weight for w in found[3:]] == [0.0, 0.0]
+    assert found[1].action.tolist() == [[2, -2], [3, -3], [3, 0], [3, 0]]
+
+
 def test_padding_holds_absolute_zeroes_delta_and_prefers_the_proposal():
     chunk = np.full((1, 5, 2), 9.0, np.float32)
     starts, ids = np.array([False, False, False, True, False]), np.zeros(5, int)
@@ -88,7 +101,8 @@ def test_vectorised_twin(data, length, n, gamma, mode, stride, terminated, known
     source = np.where(rng.random(length) < 0.2, rng.integers(0, 6, length), 0)
     ids = np.maximum(np.cumsum(rng.random(length) < 0.3) - 1, -1)
     starts = np.concatenate([[ids[0] >= 0], np.diff(ids) > 0])
-    episode = arrays(reward, terminated=terminated, source=source, final_known=known, decision_id=ids, starts=starts)
+    ends = rng.random(length) < 0.1 if rng.random() < 0.5 else None
+    episode = arrays(reward, terminated=terminated, source=source, final_known=known, decision_id=ids, starts=starts, ends=ends)
     table = window_table(episode, WindowConfig(n, gamma, stride, mode))
     for t in range(length):
         plain = window(episode, t, n, gamma, mode)
