@@ -17,7 +17,8 @@ class EnvSpec:
 
     ``success_terminates``: the episode ends (``terminated``) at the first success. ``max_episode_steps`` ends it
     ``truncated``. ``instruction`` is the sentence stored as ``task``. Rewards are sparse: 1.0 on the step that reaches
-    success, else 0.0, unless the task's docstring says otherwise.
+    success, else 0.0, unless the task's docstring says otherwise. ``setbacks``: those of ``info["stage"]`` in which something was lost
+    that had been achieved (dropped, slipped).
     """
 
     env_id: str
@@ -27,6 +28,7 @@ class EnvSpec:
     control_hz: float
     max_episode_steps: int
     success_terminates: bool = True
+    setbacks: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -35,6 +35,7 @@ class SimulatedOperator:
         self._stages: set[str] = set()
         self._stage = ""
         self._waited = 0
+        self._lost = 0  # steps since the task was set back
         self._driving = False
         self._reached = False  # what the person took over for
         self._interventions = 0
@@ -46,7 +47,9 @@ class SimulatedOperator:
 
     def saw(self, stage: str) -> None:
         """The stage that the task is in after a control step."""
-        new = bool(self._stages) and stage not in self._stages
+        setback = self.config.reaction > 0 and stage in self.env.spec.setbacks
+        self._lost = self._lost + 1 if setback else 0
+        new = bool(self._stages) and stage not in self._stages and not setback
         self._waited = 0 if new else self._waited + 1
         self._reached |= self._driving and new
         self._stages.add(stage)
@@ -57,7 +60,8 @@ class SimulatedOperator:
             self._driving, self._waited = False, 0
             # The policy's running chunk was computed while somebody else drove: it looks again.
             return Arbitration(situation.standstill, Source.HOLD, drop_chunk=True)
-        takes_over = not self._driving and self._watches and self._waited >= self.config.patience
+        calls = self._waited >= self.config.patience or 0 < self.config.reaction <= self._lost
+        takes_over = not self._driving and self._watches and calls
         if not (takes_over or self._driving):
             return Arbitration(wish)
         if takes_over:

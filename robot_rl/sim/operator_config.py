@@ -13,6 +13,8 @@ class OperatorConfig:
     Attributes:
         patience: control steps without a new stage of the task (``info["stage"]``) after which the person takes over; 0: nobody is
             there.
+        reaction: control steps after which a setback (``EnvSpec.setbacks``: dropped, slipped) makes the person take over, too; 0: the
+            person does not tell a setback from progress.
         hand_back: ``end``: the person drives until the episode ends; ``stage``: until the task has reached another stage than at the
             take-over, then lets the policy go on, and may take over again.
         skill, noise: of the task's scripted expert, who then drives.
@@ -20,14 +22,19 @@ class OperatorConfig:
     """
 
     patience: int = 0
+    reaction: int = 0
     skill: float = 1.0
     noise: float = 0.0
     hand_back: Literal["end", "stage"] = "end"
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.patience < 0:
-            raise ValueError(f"patience={self.patience}: accepted are integers >= 0")
+        if self.patience < 0 or self.reaction < 0:
+            raise ValueError(f"patience={self.patience}, reaction={self.reaction}: accepted are integers >= 0")
+        if self.reaction and not self.patience:
+            raise ValueError(
+                f"reaction={self.reaction} with patience=0, where nobody is there: accepted are a patience above 0, or 0"
+            )
         if not 0.0 <= self.skill <= 1.0 or not 0.0 < self.share <= 1.0:
             raise ValueError(f"skill={self.skill}, share={self.share}: accepted are numbers from 0 to 1, a share above 0")
         if self.hand_back not in ("end", "stage"):

@@ -126,9 +126,29 @@ def test_progress_is_waited_for(lost, tmp_path) -> None:
     env.close()
 
 
+def test_who_knows_a_setback_comes_soon_and_does_not_take_it_for_progress(lost) -> None:
+    from robot_rl.sim.operator import SimulatedOperator
+
+    env = make_env("tabletop/Lift")
+    assert env.spec.setbacks == ("dropped",)
+    stages = ("reach", "grasp", "lift", "dropped", "dropped", "dropped")
+    waited = {}
+    for reaction in (0, 2):
+        person = SimulatedOperator(OperatorConfig(patience=30, reaction=reaction), env, ("k",))
+        for stage in stages:
+            person.saw(stage)
+            calls = 0 < reaction <= person._lost
+            waited[reaction] = (*waited.get(reaction, ()), (person._waited, calls))
+    assert waited[0] == ((1, False), (0, False), (0, False), (0, False), (1, False), (2, False))
+    assert waited[2] == ((1, False), (0, False), (0, False), (1, False), (2, True), (3, True))
+    env.close()
+
+
 def test_refusals(lost) -> None:
     with pytest.raises(ValueError, match="patience=-1"):
         OperatorConfig(patience=-1)
+    with pytest.raises(ValueError, match="reaction=3 with patience=0"):
+        OperatorConfig(reaction=3)
     with pytest.raises(ValueError, match="hand_back='later'"):
         OperatorConfig(hand_back="later")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="share=0"):

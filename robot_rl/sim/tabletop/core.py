@@ -87,6 +87,7 @@ class TabletopEnv:
     scene: ClassVar[str]
     instruction: ClassVar[str]
     limit: ClassVar[int]
+    setbacks: ClassVar[tuple[str, ...]] = ("dropped",)
     task_names: ClassVar[tuple[str, ...]]
     workspace: ClassVar[Workspace] = Workspace()
     graspable: int  # geom that the gripper is to hold
@@ -117,7 +118,7 @@ class TabletopEnv:
         self._told = len(names) if object_state else len(ROBOT_NAMES)
         features = {OBSERVATION_STATE: FeatureSpec((self._told,), "float32", names[: self._told])}
         features |= {OBSERVATION_IMAGES + c: FeatureSpec((*size, 3), "uint8") for c in cameras}
-        self.spec = EnvSpec(env_id, self.instruction, features, ACTION, CONTROL_HZ, limit)
+        self.spec = EnvSpec(env_id, self.instruction, features, ACTION, CONTROL_HZ, limit, setbacks=self.setbacks)
         self.model = mujoco.MjModel.from_xml_path(str(paths.find("sim_assets", "tabletop", f"{self.scene}.xml")))
         # A diverged simulation must be reported, not silently restarted in the middle of an episode.
         self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET

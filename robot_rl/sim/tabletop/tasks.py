@@ -72,6 +72,7 @@ class PegInsertionEnv(TabletopEnv):
     scene: ClassVar[str] = "peg_insertion"
     instruction: ClassVar[str] = "insert the orange peg into the green block"
     limit: ClassVar[int] = 110
+    setbacks: ClassVar[tuple[str, ...]] = ("dropped", "toppled")
     task_names: ClassVar[tuple[str, ...]] = (
         "peg_from_ee_x", "peg_from_ee_y", "peg_from_ee_z", "peg_turn_sin4", "peg_turn_cos4", "peg_tilt_x", "peg_tilt_y",
         "hole_from_tip_x", "hole_from_tip_y", "tip_height", "hole_from_ee_x", "hole_from_ee_y",
@@ -159,6 +160,7 @@ class DrawerEnv(TabletopEnv):
     scene: ClassVar[str] = "drawer"
     instruction: ClassVar[str] = "open the drawer"
     limit: ClassVar[int] = 80
+    setbacks: ClassVar[tuple[str, ...]] = ("slipped",)
     task_names: ClassVar[tuple[str, ...]] = (
         "handle_from_ee_x", "handle_from_ee_y", "handle_from_ee_z", "handle_turn_sin2", "handle_turn_cos2",
         "handle_yaw", "drawer_open",
