@@ -40,3 +40,17 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no recordings at {folder}; set ROBOT_RL_DATA")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def usual_priority():
+    """A test that takes real-time priority in its own process gives it back: with two cores, what runs after it starves the others."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0)
+    yield
+    if os.sched_getscheduler(0) != before:
+        for task in os.listdir("/proc/self/task"):
+            os.sched_setscheduler(int(task), before, os.sched_param(0))
+        pytest.fail("left its process at another scheduling policy")
