@@ -7,14 +7,12 @@ from the run folder. :class:`LearnerProcess` starts it, restarts it when it dies
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from robot_rl.progress import Progress, Silent
 from robot_rl.runtime.priority import set_nice
 from robot_rl.runtime.weights import WeightChannel
 from robot_rl.training.config import LearnerProcessConfig, PostTrainConfig
+from robot_rl.training.exclusive import exclusive
 from robot_rl.training.interrupt import InterruptFlag
 from robot_rl.training.learner_status import LearnerStatus, read_status
 from robot_rl.training.run_folder import RunFolder, base_source
@@ -188,25 +187,6 @@ class LearnerProcess:
 # ---- the learner
 
 
-@contextmanager
-def _only_learner(folder: RunFolder, flag: InterruptFlag) -> Iterator[None]:
-    """One learner a run folder: an orphan of a killed run is given time to notice and leave."""
-    folder.learner.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + LOCK_WAIT_S
-    with (folder.learner / "lock").open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until or flag():
-                    raise RuntimeError(
-                        f"{folder.learner}: another learner works on this run; end it, or use another run_dir"
-                    ) from None
-                time.sleep(0.2)
-        yield
-
-
 def learn(run_dir: Path, parent: int = 0, stores: Sequence[Path] = ()) -> None:
     """Learn for the run in ``run_dir`` until SIGTERM, or until the process ``parent`` (0: nobody) is gone.
 
@@ -216,7 +196,9 @@ def learn(run_dir: Path, parent: int = 0, stores: Sequence[Path] = ()) -> None:
 
     folder = RunFolder(run_dir)
     config = load(PostTrainConfig, folder.config)
-    with InterruptFlag() as flag, _only_learner(folder, flag):
+    # An orphan of a killed run is given time to notice and leave.
+    refusal = f"{folder.learner}: another learner works on this run; end it, or use another run_dir"
+    with InterruptFlag() as flag, exclusive(folder.learner / "lock", refusal, flag, LOCK_WAIT_S):
 
         def stop() -> bool:
             return flag() or (parent != 0 and os.getppid() != parent)

@@ -42,6 +42,7 @@ def run(config: PostTrainConfig, *, progress: Progress | None = None) -> dict[st
 
     Raises:
         ValueError: a configuration that does not fit the task, or a run folder of another configuration.
+        RuntimeError: another process trains in the run folder.
         Interrupted: Ctrl-C; everything is saved and the same call resumes.
     """
     progress = progress or Silent()
@@ -50,8 +51,8 @@ def run(config: PostTrainConfig, *, progress: Progress | None = None) -> dict[st
         set_threads(config.threads)
     spec = _env_spec(config)
     folder = RunFolder(Path(config.run_dir))
-    _claim(folder, config)
-    with InterruptFlag() as flag:
+    with folder.alone(), InterruptFlag() as flag:
+        _claim(folder, config)
         base = prepare_base(config, spec, folder, progress, flag, device)
         vector = make_vector(config.env.id, config.env.num_envs, config.env.workers, **config.env.options)
         with vector:

@@ -162,6 +162,7 @@ def run(config: PracticeRunConfig, *, progress: Display | None = None) -> dict[s
 
     Raises:
         ValueError: a configuration that does not fit, or a run folder of another one.
+        RuntimeError: another process trains in the run folder.
         Interrupted: Ctrl-C; everything is saved and the same call resumes.
     """
     progress = progress or Silent()
@@ -170,9 +171,10 @@ def run(config: PracticeRunConfig, *, progress: Display | None = None) -> dict[s
     if not isinstance(env, TabletopEnv):
         raise ValueError(f"env.id={config.env.id!r}: accepted are table-top tasks, which can go on after a success")
     folder = RunFolder(Path(config.run_dir))
-    _claim(folder, config)
     with ExitStack() as stack, InterruptFlag() as flag:
         stack.callback(env.close)
+        stack.enter_context(folder.alone())
+        _claim(folder, config)
         sides: dict[Direction, DirectionLearner] = {}
         for direction in DIRECTIONS:
             sides[direction] = DirectionLearner(

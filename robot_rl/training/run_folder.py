@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from robot_rl.evaluation.results import append_jsonl, read_jsonl
+from robot_rl.training.exclusive import exclusive
 
 if TYPE_CHECKING:
     from robot_rl.training.config import BaseConfig
@@ -64,6 +66,11 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.result = path / "result.json"
         self.config = path / "config.yaml"
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Nobody else trains here while this lasts. Raises RuntimeError where somebody does."""
+        refusal = f"run_dir={str(self.path)!r}: another process trains in it; accepted is another folder, or this one when that process has ended"
+        return exclusive(self.path / ".lock", refusal)
 
     def append(self, log: str, line: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``, ``evaluations.jsonl`` or ``gate.jsonl``."""
