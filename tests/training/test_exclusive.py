@@ -50,7 +50,7 @@ def test_whoever_holds_it_is_given_time_to_leave(tmp_path: Path) -> None:
         asked += 1
         return asked == 3
 
-    with exclusive(tmp_path / "lock", "no"):
-        with pytest.raises(RuntimeError, match="no"), exclusive(tmp_path / "lock", "no", stop, 60.0):
-            pass
+    lock = tmp_path / "lock"
+    with exclusive(lock, "no"), pytest.raises(RuntimeError, match="no"), exclusive(lock, "no", stop, 60.0):
+        pass
     assert asked == 3
