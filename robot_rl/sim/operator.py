@@ -19,13 +19,18 @@ class SimulatedOperator:
     The person sees what the task's own stages say, and drives as its scripted expert does, from wherever the policy has brought
     the robot. Whatever is random about it depends on ``key`` alone.
 
+    Args:
+        watched: control steps that the person has watched before, in other episodes, which tires (``fatigue``).
+
     Raises:
         ValueError: the task has no scripted expert.
     """
 
-    def __init__(self, config: OperatorConfig, env: Environment, key: tuple[int | str, ...]) -> None:
+    def __init__(self, config: OperatorConfig, env: Environment, key: tuple[int | str, ...], watched: int = 0) -> None:
         self.config, self.env = config, env
-        self.expert = make_expert(env, skill=config.skill, noise=config.noise)
+        slower = 1.0 + config.fatigue * (watched % config.spell) / config.spell
+        self.patience, self.reaction = round(slower * config.patience), round(slower * config.reaction)
+        self.expert = make_expert(env, skill=config.skill, noise=slower * config.noise)
         self._rng = seeding.rng("operator", *key)
         self._low, self._high = np.array(env.spec.action.low), np.array(env.spec.action.high)
         self._watches = bool(self._rng.random() < config.share)
@@ -47,7 +52,7 @@ class SimulatedOperator:
 
     def saw(self, stage: str) -> None:
         """The stage that the task is in after a control step."""
-        setback = self.config.reaction > 0 and stage in self.env.spec.setbacks
+        setback = self.reaction > 0 and stage in self.env.spec.setbacks
         self._lost = self._lost + 1 if setback else 0
         new = bool(self._stages) and stage not in self._stages and not setback
         self._waited = 0 if new else self._waited + 1
@@ -60,8 +65,7 @@ class SimulatedOperator:
             self._driving, self._waited = False, 0
             # The policy's running chunk was computed while somebody else drove: it looks again.
             return Arbitration(situation.standstill, Source.HOLD, drop_chunk=True)
-        calls = self._waited >= self.config.patience or 0 < self.config.reaction <= self._lost
-        takes_over = not self._driving and self._watches and calls
+        takes_over = not self._driving and self._watches and self._comes()
         if not (takes_over or self._driving):
             return Arbitration(wish)
         if takes_over:
@@ -75,6 +79,14 @@ class SimulatedOperator:
             command, Source.HUMAN, human=command, intervention_id=self._interventions - 1, drop_chunk=takes_over,
             operator_stamp_ns=now_ns,
         )  # fmt: skip
+
+    def _comes(self) -> bool:
+        """Whether an idle person takes over now, rightly or not. Draws only where there is a chance of a mistake."""
+        if self._waited >= self.patience or 0 < self.reaction <= self._lost:
+            if not self.config.overlooked or self._rng.random() >= self.config.overlooked:
+                return True
+            self._waited = self._lost = 0
+        return self.config.mistaken > 0.0 and bool(self._rng.random() < self.config.mistaken)
 
     def report(self) -> dict[str, Any]:
         return {"human_steps": self.steps, "watched": self._watches}

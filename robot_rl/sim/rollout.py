@@ -34,6 +34,7 @@ class EpisodePlan:
         prefix: (T, A) physical actions that are executed after the reset, before the policy takes over and recording begins: the
             same seed and prefix give the same state, bit for bit. One that ends the episode is left out.
         group: of episodes that begin in one state, recorded with them; None: episodes of one seed.
+        watched: control steps that a simulated person has watched before this episode.
     """
 
     seed: int
@@ -42,6 +43,7 @@ class EpisodePlan:
     episode_id: str = ""
     prefix: np.ndarray | None = None
     group: int | None = None
+    watched: int = 0
 
 
 @dataclass
@@ -171,7 +173,7 @@ class Rollout:
                 "a simulated operator looks at the simulation itself, which runs in another process here: accepted are the workers serial, "
                 "threads"
             )
-        return SimulatedOperator(config, self.vector.envs[index], plan.key)
+        return SimulatedOperator(config, self.vector.envs[index], plan.key, plan.watched)
 
     def _loop(self, policy: ActingPolicy, person: SimulatedOperator | None = None) -> ControlLoop:
         spec = policy.base.spec

@@ -259,6 +259,7 @@ class ActingSession(ABC):
                 self._free_id(key),
                 start.prefix,
                 start.group,
+                c.env_steps,
             )
             for start, key in zip(starts, ids, strict=True)
         ]

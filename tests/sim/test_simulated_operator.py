@@ -144,11 +144,45 @@ def test_who_knows_a_setback_comes_soon_and_does_not_take_it_for_progress(lost) 
     env.close()
 
 
+def test_a_person_tires_and_rests(lost) -> None:
+    from robot_rl.sim.operator import SimulatedOperator
+
+    env = make_env("tabletop/Lift")
+    config = OperatorConfig(patience=20, reaction=4, noise=0.1, fatigue=0.5, spell=1000)
+    people = [SimulatedOperator(config, env, ("k",), watched) for watched in (0, 500, 999, 1000)]
+    assert [p.patience for p in people] == [20, 25, 30, 20]
+    assert [p.reaction for p in people] == [4, 5, 6, 4]
+    assert [round(p.expert.noise, 3) for p in people] == [0.1, 0.125, 0.15, 0.1]
+    env.close()
+
+
+def test_a_person_overlooks_and_errs(lost, tmp_path) -> None:
+    """Overlooked moments come again as late as the first; takeovers for nothing come before patience is over."""
+    sure = play(lost, tmp_path / "sure", OperatorConfig(patience=10), range(8), 4)
+    careless = play(lost, tmp_path / "careless", OperatorConfig(patience=10, overlooked=0.6), range(8), 4)
+    hasty = play(lost, tmp_path / "hasty", OperatorConfig(patience=10, mistaken=0.2), range(8), 4)
+
+    def first(outcomes) -> list[int]:
+        return [int(np.flatnonzero(o.episode.source == Source.HUMAN)[0]) if o.human_steps else -1 for o in outcomes]
+
+    assert first(sure) == [10] * 8
+    assert {t for t in first(careless) if t >= 0} <= {10, 20, 30, 40, 50, 60}
+    assert max(first(careless)) > 10
+    assert min(first(hasty)) < 10
+    assert max(first(hasty)) <= 10
+    again = play(lost, tmp_path / "again", OperatorConfig(patience=10, mistaken=0.2), range(8), 4)
+    assert first(again) == first(hasty)
+
+
 def test_refusals(lost) -> None:
     with pytest.raises(ValueError, match="patience=-1"):
         OperatorConfig(patience=-1)
-    with pytest.raises(ValueError, match="reaction=3 with patience=0"):
-        OperatorConfig(reaction=3)
+    with pytest.raises(ValueError, match=r"reaction=3, fatigue=0\.5 with patience=0"):
+        OperatorConfig(reaction=3, fatigue=0.5)
+    with pytest.raises(ValueError, match="mistaken=1"):
+        OperatorConfig(patience=1, mistaken=1.0)
+    with pytest.raises(ValueError, match="spell=0"):
+        OperatorConfig(patience=1, spell=0)
     with pytest.raises(ValueError, match="hand_back='later'"):
         OperatorConfig(hand_back="later")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="share=0"):
