@@ -422,6 +422,10 @@ class PostTrainConfig:
                 f"operator.patience={self.operator.patience} with env.workers='processes', where nobody can watch: accepted are serial, "
                 "threads"
             )
+        if self.stop.intervention_rate < 1.0 and not self.operator.patience:
+            raise ValueError(
+                f"stop.intervention_rate={self.stop.intervention_rate} with operator.patience=0, where nobody could drive less: accepted is 1"
+            )
         if self.curriculum.discount_start is not None:
             self._check_discount(self.curriculum.discount_start)
         chosen = self.head.adapter.kind == "modulation" and self.head.adapter.entry is None

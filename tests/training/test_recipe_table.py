@@ -186,6 +186,10 @@ def test_an_operator_is_refused_where_nobody_could_use_one() -> None:
             ROOT / "configs" / "recipes" / "hil_serl.yaml",
             ["--operator.patience=5", "--env.workers=processes"],
         )
+    with pytest.raises(ValueError, match="where nobody could drive less"):
+        load(PostTrainConfig, ROOT / "configs" / "recipes" / "hil_serl.yaml", ["--stop.intervention_rate=0.02"])
+    with pytest.raises(ValueError, match=r"intervention_rate=0\.0: accepted"):
+        load(PostTrainConfig, ROOT / "configs" / "recipes" / "hil_serl.yaml", ["--stop.intervention_rate=0"])
 
 
 def test_a_table_that_does_not_hold_its_runs_is_not_written_over(bench, tmp_path: Path) -> None:
