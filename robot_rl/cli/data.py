@@ -132,6 +132,7 @@ def store(argv: Sequence[str]) -> int:
         ("show", "everything known about one episode"),
         ("verify", "read every episode and check it; exit code 1 when something is damaged"),
         ("recover", "commit what dead writers left behind, as truncated episodes"),
+        ("people", "how much a person drove, took over and helped; demonstrations are left out"),
         ("gc", "remove leftovers that no episode and no running writer needs"),
     ):
         action = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -139,6 +140,10 @@ def store(argv: Sequence[str]) -> int:
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="JSON on standard output")
         if name == "show":
             action.add_argument("episode", help="episode id")
+        if name == "people":
+            action.add_argument(
+                "--window", type=int, default=1000, metavar="STEPS", help="that a point of the curve is taken over"
+            )
         if name == "gc":
             action.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     arguments = parser.parse_args(argv)
@@ -146,6 +151,10 @@ def store(argv: Sequence[str]) -> int:
     result: Any
     if arguments.action == "show":
         result = maintenance.show(path, arguments.episode)
+    elif arguments.action == "people":
+        from robot_rl.intervention.metrics import of_store
+
+        result = of_store(path, arguments.window)
     elif arguments.action == "gc":
         result = maintenance.collect_garbage(path, dry_run=arguments.dry_run)
     else:
