@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from robot_rl.replay.exporters import export
+from robot_rl.replay.exporters.video import scheduling_kept
 from robot_rl.replay.importers import open_dataset
 from robot_rl.types import Episode
 
@@ -56,12 +57,13 @@ def test_we_read_lerobots_v3_and_write_the_same(tmp_path, make_episode, lerobot_
         CAMERA: {"dtype": "video", "shape": (64, 64, 3), "names": ["height", "width", "channels"]},
     }
     dataset = lerobot_dataset.create("local/theirs", fps=20, features=features, root=tmp_path / "theirs")
-    for episode in made:
-        for t in range(len(episode)):
-            row = {k: episode.observations[k][t] for k in ("observation.state", CAMERA)}
-            dataset.add_frame(row | {"action": episode.action[t], "task": episode.meta.task})
-        dataset.save_episode()
-    dataset.finalize()
+    with scheduling_kept():  # LeRobot's encoder takes real-time priority, too
+        for episode in made:
+            for t in range(len(episode)):
+                row = {k: episode.observations[k][t] for k in ("observation.state", CAMERA)}
+                dataset.add_frame(row | {"action": episode.action[t], "task": episode.meta.task})
+            dataset.save_episode()
+        dataset.finalize()
 
     importer = open_dataset(tmp_path / "theirs")
     assert importer.describe().observation_features["observation.state"].names == tuple("abcde")
