@@ -60,6 +60,8 @@ def observations(policy: CompactPolicy, batch: int, seed: int = 0) -> dict[str, 
 class SmoothBase:
     """chunk = tanh(P s + M w): differentiable, in any precision, and it remembers every noise it was given."""
 
+    differentiable = True
+
     def __init__(
         self, *, conditioning: int = 3, horizon: int = 3, n_action_steps: int = 2, noise: bool = True,
         action: ActionSpec = ARM, seed: int = 0, gain: float = 1.0,

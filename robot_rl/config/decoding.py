@@ -109,7 +109,10 @@ def decode_union(
         chosen = classes
         if len(classes) > 1:
             tag = discriminator(classes)
-            given = parsed.get(tag, getattr(default, tag, None)) if tag else None
+            own = getattr(default, tag, None) if tag else None
+            given = parsed.get(tag, own) if tag else None
+            if given is not None and str(given) != str(own):
+                default = MISSING  # of another kind, even where the class is the same: its values are not this one's
             if tag and given is not None:
                 chosen = [c for c in classes if decode_scalar(hints_of(c)[tag], given) is not BAD]
                 if not chosen:

@@ -57,7 +57,7 @@ class OffPolicyConfig:
         distill_every: critic updates a noise-critic update (``dsrl_na``).
         distill_actor_share: share of distillation noise drawn from the actor instead of the prior.
         actor_gradient: ``distilled`` climbs the noise critic; ``sampler`` differentiates the chunk critic through the
-            base's sampler (needs a base that can), which needs no distillation.
+            base's sampler (needs a base that can), which needs no distillation; ``auto``: ``sampler`` where the base can.
         kl_base: weight of KL(head || N(0, I)) before squashing in the actor loss; never beside a temperature.
         critic_loss: how the critic learns online. ``td``: temporal difference to what acts at the next state. ``iql``: to an
             expectile of the value of recorded actions. ``cql``, ``calql``: ``td`` and a conservative term, see ``conservative``.
@@ -123,7 +123,7 @@ class OffPolicyConfig:
     critic_grad_clip: float = 0.0
     distill_every: int = 2
     distill_actor_share: float = 0.0
-    actor_gradient: Literal["distilled", "sampler"] = "distilled"
+    actor_gradient: Literal["distilled", "sampler", "auto"] = "distilled"
     kl_base: float = 0.0
     critic_loss: CriticLoss = "td"
     offline_critic: CriticLoss = "td"

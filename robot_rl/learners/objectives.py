@@ -18,7 +18,7 @@ from robot_rl.learners.updates import climb, load_network_state, make_critic, ne
 from robot_rl.nn.actor import ActorSample, Temperature
 from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.grad import without_grad
-from robot_rl.policies.base import BasePolicy
+from robot_rl.policies.base import BasePolicy, differentiable
 from robot_rl.replay.sampling import CODE
 from robot_rl.types import Stratum
 
@@ -147,7 +147,11 @@ def _prior_divergence(mean: Tensor, log_std: Tensor) -> Tensor:
 class NoiseAliased(_NoiseObjective):
     """DSRL-NA: Q^A(s, chunk) learns from any executed action; Q^W(s, w) is its image under the base; the actor climbs Q^W.
 
-    With ``actor_gradient="sampler"`` the actor climbs Q^A through the base's sampler instead, and no Q^W exists.
+    With ``actor_gradient="sampler"``, or ``"auto"`` over a base that can be differentiated, the actor climbs Q^A through the base's
+    sampler instead, and no Q^W exists.
+
+    Raises:
+        ValueError: ``sampler`` over a base that cannot be differentiated.
     """
 
     def __init__(
@@ -159,7 +163,11 @@ class NoiseAliased(_NoiseObjective):
         self.critic_input_dim = self.features + self.rows * base.spec.action.dim
         self.rounds = 0
         self.noise_critic: CriticEnsemble | None = None
-        if config.actor_gradient == "distilled":
+        if config.actor_gradient == "sampler" and not differentiable(base):
+            raise ValueError(
+                f"actor_gradient='sampler': this base ({base.spec.sampler}) gives no gradient from noise to chunk; accepted are auto and distilled"
+            )
+        if config.actor_gradient == "distilled" or not differentiable(base):
             self.noise_critic = make_critic(config, self.features + self.noise_dim, init, device)
             self.noise_optimizer = FlatAdam(self.noise_critic.flat, config.critic_lr)
 

@@ -17,7 +17,7 @@ from robot_rl.learners.config import StudentConfig
 from robot_rl.learners.updates import load_network_state, network_state
 from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.mlp import StackedMLP
-from robot_rl.policies.base import BasePolicy
+from robot_rl.policies.base import BasePolicy, differentiable
 
 LOOK_EVERY = 50  # updates between two looks at the error, each of which waits for the device
 SMOOTHING = 0.05
@@ -49,6 +49,10 @@ class StudentBase:
         self.updates, self.trusted = 0, False
 
     # ---- a base policy
+
+    @property
+    def differentiable(self) -> bool:
+        return differentiable(self.base)
 
     def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
         return self.base.encode(observation)

@@ -65,6 +65,11 @@ class BasePolicy(Protocol):
         ...
 
 
+def differentiable(base: BasePolicy) -> bool:
+    """Whether ``sample(..., grad=True)`` keeps the graph from noise to chunk; a policy says so by ``differentiable = True``."""
+    return bool(getattr(base, "differentiable", False))
+
+
 def prior_noise(base: BasePolicy, batch: int, generator: torch.Generator) -> Tensor:
     """Noise of the base's own prior, N(0, I), (B, H_w, A_w), on the generator's device.
 

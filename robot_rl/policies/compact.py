@@ -35,6 +35,7 @@ class CompactPolicy(nn.Module):
     """Base class; a subclass says how a chunk is denoised (:meth:`sample`) and trained (:meth:`denoising_loss`)."""
 
     SAMPLER: ClassVar[str]
+    differentiable: ClassVar[bool] = True
 
     def __init__(
         self, config: CompactPolicyConfig, features: Mapping[str, FeatureSpec], action: ActionSpec, normalizer: Normalizer

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robot_rl.config import ConfigError, decode
-from robot_rl.policies.base import BasePolicy, PolicySpec
+from robot_rl.policies.base import BasePolicy, PolicySpec, differentiable
 from robot_rl.policies.inpainting import Denoiser, Denoising
 from robot_rl.policies.loading import VISION
 from robot_rl.types import OBSERVATION_IMAGES, FeatureSpec
@@ -92,6 +92,10 @@ class SeeingPolicy:
             conditioning_dim=self._own + self._width * len(config.cameras),
             base_hash=identity,
         )
+
+    @property
+    def differentiable(self) -> bool:
+        return differentiable(self.base)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -372,6 +372,15 @@ class LoggingConfig:
     every_updates: int = 100
 
 
+def default_learner() -> OffPolicyConfig:
+    """What learns when nothing else is said: ``configs/recipes/noise_gradient.yaml``, which wins the table of docs/recipes.md among the recipes
+    that need nothing but a base and its demonstrations; over a base without a gradient it distils, as ``dsrl_na`` does."""
+    return OffPolicyConfig(
+        algorithm="dsrl_na", actor_gradient="auto", n_critics=4, hidden=(256, 256), tau=0.01, critic_lr=5e-4, actor_lr=5e-4,
+        actor_reduce="min", initial_alpha=0.005, fixed_alpha=True, value_min=0.0, value_max=1.0,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class PostTrainConfig:
     """One post-training run, from demonstrations to report.
@@ -395,7 +404,7 @@ class PostTrainConfig:
     demos: DemosConfig = field(default_factory=DemosConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    learner: LearnerConfig = field(default_factory=OffPolicyConfig)
+    learner: LearnerConfig = field(default_factory=default_learner)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     learner_process: LearnerProcessConfig = field(default_factory=LearnerProcessConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)

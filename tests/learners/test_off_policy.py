@@ -162,6 +162,25 @@ class Reference:
         return sum(0.5 * ((w[i] - q[i]) ** 2).mean() for i in range(len(q)))  # head i distils head i
 
 
+class BlackBox:
+    """A base that gives chunks and no gradient."""
+
+    def __init__(self, base) -> None:
+        self.base, self.spec = base, base.spec
+
+    def sample(self, conditioning: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.base.sample(conditioning, noise)
+
+
+def test_the_actor_climbs_through_the_sampler_where_the_base_lets_it() -> None:
+    base = make("dsrl_na").base
+    box = BlackBox(base)
+    assert make("dsrl_na", base=base, actor_gradient="auto").objective.noise_critic is None
+    assert make("dsrl_na", base=box, actor_gradient="auto").objective.noise_critic is not None
+    with pytest.raises(ValueError, match=r"actor_gradient='sampler'.*accepted are auto and distilled"):
+        make("dsrl_na", base=box, actor_gradient="sampler")
+
+
 CASES = [
     ("dsrl_na", {}),
     ("dsrl_na", {"entropy_backup": True, "target_reduce": "mean", "initial_alpha": 0.3, "distill_actor_share": 0.5}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import yaml
 from run_kit import merged, same_run, tiny
 
 from robot_rl.config import load
+from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.training import final, posttrain, session
-from robot_rl.training.config import PostTrainConfig
+from robot_rl.training.config import PostTrainConfig, default_learner
 from robot_rl.training.interrupt import Interrupted, InterruptFlag
 from robot_rl.training.run_folder import RunFolder
 
@@ -261,3 +263,20 @@ def test_a_learner_process_does_the_offline_phase_and_publishes_what_chooses(pre
     assert torch.equal(own.chunk, published.chunk)
     assert torch.equal(own.info["q"], published.info["q"])
     scalars.close()
+
+
+def test_without_a_recipe_the_winner_of_the_table_learns() -> None:
+    """What nobody chose is `noise_gradient`, distilling only where a base gives no gradient."""
+    default, winner = PostTrainConfig(), load(PostTrainConfig, RECIPES / "noise_gradient.yaml")
+    assert isinstance(winner.learner, OffPolicyConfig)
+    assert default.learner == replace(winner.learner, actor_gradient="auto")
+    assert default.head == winner.head
+    assert default.mixture == winner.mixture
+
+
+def test_the_default_learner_does_not_shine_through_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"head": {"kind": "residual"}, "learner": {"algorithm": "residual", "gamma": 0.9}}))
+    assert load(PostTrainConfig, path).learner == OffPolicyConfig(algorithm="residual", gamma=0.9)
+    path.write_text(yaml.safe_dump({"learner": {"gamma": 0.9}}))
+    assert load(PostTrainConfig, path).learner == replace(default_learner(), gamma=0.9)

@@ -24,6 +24,7 @@ class LeRobotDiffusion(LeRobotPolicy):
     """
 
     TYPE, SAMPLER = "diffusion", "ddim"
+    differentiable = True
 
     def _prepare(self) -> None:
         config, asked = self.config, self.options.num_inference_steps

@@ -24,6 +24,7 @@ class LeRobotSmolVLA(LeRobotPolicy):
     """
 
     TYPE, SAMPLER = "smolvla", "euler"
+    differentiable = True
 
     def _prepare(self) -> None:
         if self.options.num_inference_steps is not None:
