@@ -1,0 +1,147 @@
+"""How many environment steps the default recipe needs to 90 % on robosuite Can and Square, against plain DSRL-NA, EXPO and RLPD. One JSON table.
+
+    python benchmarks/sample_efficiency.py --runs runs/efficiency --seeds 0 1 2 [--tasks Can] [--recipes noise_gradient] [--slice 600]
+
+The set-ups stand in ``benchmarks/sample_efficiency.yaml``: one base a task for everybody, the same starts, and the baselines as in their papers. Those are
+played for twice the steps that the default's slowest seed took to 90 %: one that is not there by then has lost. Runs resume as those of
+``recipes.py`` do. A task ``holds`` when there are three seeds of everybody and the default's median is at most half of every baseline's, one that was not
+there counting with the steps that it was played for.
+
+Steps are those of training, warm-up included. What the gate played is a column of its own (``gate_steps``); baselines have the same gate, and their
+curve is that of the newest version, let through or not, as their papers show it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from human_in_the_loop import read_settings
+from recipes import Bench, Settings, merged, rate, run_arguments
+
+from robot_rl.evaluation.results import read_jsonl
+
+SETTINGS = Path(__file__).with_suffix(".yaml")
+SEEDS, SUCCESS, FACTOR = 3, 0.9, 2
+Curve = list[tuple[int, float]]
+
+
+def first_there(curve: Curve, success: float = SUCCESS) -> int | None:
+    """The first evaluated step with at least this success."""
+    return next((steps for steps, found in curve if found >= success), None)
+
+
+def curve_of(folder: Path, gated: bool) -> Curve:
+    """(training steps, success) of what acts, or of each newest version: of its gate's episodes, which is where it was played first."""
+    if gated:
+        lines = [x for x in read_jsonl(folder / "evaluations.jsonl") if x["who"] in ("base", "acting")]
+        return [(x["env_steps"], x["successes"] / x["n"]) for x in lines]
+    judged = [x for x in read_jsonl(folder / "gate.jsonl") if x["event"] in ("promoted", "rejected") and x["n"]]
+    return [(x["env_steps"], x["successes"] / x["n"]) for x in judged]
+
+
+def verdict(default: list[int | None], baselines: dict[str, list[int]]) -> bool:
+    """``default``: steps to the bar a seed. ``baselines``: the same, or the steps that were played in vain."""
+    if len(default) < SEEDS or any(steps is None for steps in default) or any(len(b) < SEEDS for b in baselines.values()):
+        return False
+    ours = statistics.median(steps for steps in default if steps is not None)
+    return all(FACTOR * ours <= statistics.median(steps) for steps in baselines.values())
+
+
+class Race:
+    """One task: the default first, then the baselines for as long as they need to be watched."""
+
+    def __init__(self, task: str, runs: Path, settings: Settings, deadline: float) -> None:
+        self.task, self.runs, self.settings, self.deadline = task, runs / task, settings, deadline
+        self.default, *self.baselines = settings.recipes
+
+    def bench(self, horizon: int | None = None) -> Bench:
+        """``horizon``: training steps of the baselines."""
+        entries = dict(self.settings.recipes)
+        if horizon is not None:
+            for name in self.baselines:
+                longer = merged(entries[name].set, {"schedule": {"env_steps": horizon}})
+                entries[name] = replace(entries[name], set=longer)
+        return Bench(self.runs, replace(self.settings, recipes=entries), self.deadline)
+
+    def there(self, seeds: list[int]) -> list[int | None]:
+        folders = [self.bench().folder(self.default, seed) for seed in seeds]
+        return [first_there(curve_of(f, gated=True)) for f in folders if (f / "result.json").exists()]
+
+    def horizon(self, seeds: list[int]) -> int | None:
+        """None until every seed of the default has ended, or where one never got there: then a baseline has nothing to be slower than."""
+        found = self.there(seeds)
+        known = [steps for steps in found if steps is not None]
+        return FACTOR * max(known) if len(known) == len(seeds) else None
+
+    def play(self, recipe: str, seeds: list[int]) -> bool:
+        if recipe == self.default:
+            return all(self.bench().play(recipe, seed) for seed in seeds)
+        if (horizon := self.horizon(seeds)) is None:
+            return True
+        bench = self.bench(horizon)
+        for seed in seeds:
+            result = bench.folder(recipe, seed) / "result.json"
+            if result.exists() and json.loads(result.read_text())["env_steps"] < horizon:
+                result.unlink()  # it goes on from its checkpoint
+            if not bench.play(recipe, seed):
+                return False
+        return True
+
+    def row(self, recipe: str, seeds: list[int]) -> dict[str, Any]:
+        row = {"task": self.task} | self.bench().row(recipe, seeds)
+        folders = [self.bench().folder(recipe, seed) for seed in row["seeds"]]
+        row["curves"] = [curve_of(f, gated=recipe == self.default) for f in folders]
+        row["steps_to_90"] = [first_there(curve) for curve in row["curves"]]
+        row["gate_steps"] = [json.loads((f / "result.json").read_text())["gate_steps"] for f in folders]
+        return row
+
+    def table(self, recipes: list[str], seeds: list[int]) -> dict[str, Any]:
+        rows = {recipe: self.row(recipe, seeds) for recipe in recipes}
+        played = {
+            name: [steps or most for steps, most in zip(row["steps_to_90"], row.get("env_steps", []), strict=True)]
+            for name, row in rows.items()
+            if name != self.default
+        }
+        base = [rate(run["base"]) for row in rows.values() for run in row.get("runs", [])]
+        for row in rows.values():
+            row.pop("runs", None)
+        whole = set(recipes) == set(self.settings.recipes)
+        return {
+            "task": self.task, "base": base[0] if base else None, "horizon": self.horizon(seeds), "rows": list(rows.values()),
+            "holds": whole and verdict(self.there(seeds), played),
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = run_arguments(__doc__, [0, 1, 2])
+    parser.add_argument("--tasks", nargs="+", default=[], help="of the settings; all by default")
+    parser.add_argument("--recipes", nargs="+", default=[], help="of the settings; all by default, in their order")
+    given = parser.parse_args()
+    settings, deadline = read_settings(SETTINGS), time.monotonic() + given.slice
+    tasks, known = given.tasks or list(settings), list(next(iter(settings.values())).recipes)
+    recipes = given.recipes or known
+    for name, chosen, accepted in (("tasks", tasks, list(settings)), ("recipes", recipes, known)):
+        if unknown := [c for c in chosen if c not in accepted]:
+            parser.error(f"--{name} {' '.join(unknown)}: accepted are {', '.join(accepted)}")
+    races = [Race(t, given.runs, settings[t], deadline) for t in tasks]
+    complete = True
+    if not given.read:
+        for race in races:
+            if given.retry:
+                race.bench().forget_failures(recipes, given.seeds)
+            race.bench().prepare({race.settings.recipes[r].data for r in recipes})
+        complete = all(race.play(recipe, given.seeds) for recipe in recipes for race in races)
+    tables = [race.table(recipes, given.seeds) for race in races]
+    text = json.dumps({"benchmark": "sample_efficiency", "complete": complete, "tasks": tables}, indent=1)
+    print(text)
+    if given.out is not None:
+        given.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""How many steps to 90 % (``benchmarks/sample_efficiency.py``): set-ups that load, who has to be watched for how long, and the bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from robot_rl.config import load
+from robot_rl.training.config import PostTrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def efficiency():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import sample_efficiency
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    return sample_efficiency
+
+
+@pytest.fixture
+def race(efficiency, tmp_path):
+    return efficiency.Race("Can", tmp_path, efficiency.read_settings(efficiency.SETTINGS)["Can"], float("inf"))
+
+
+def finish(race, recipe: str, seed: int, rates: dict[int, float], events: str = "evaluations") -> Path:
+    """A run that was played elsewhere."""
+    folder = race.bench().folder(recipe, seed)
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"env_steps": max(rates), "gate_steps": 0}))
+    lines = {
+        "evaluations": [{"who": "acting", "env_steps": s, "successes": round(100 * r), "n": 100} for s, r in rates.items()],
+        "gate": [
+            {"event": "rejected", "env_steps": s, "successes": round(50 * r), "n": 50, "version": 1} for s, r in rates.items()
+        ],
+    }
+    (folder / f"{events}.jsonl").write_text("\n".join(map(json.dumps, lines[events])))
+    return folder
+
+
+def test_everybody_has_the_same_task_base_and_starts(efficiency, tmp_path):
+    settings = efficiency.read_settings(efficiency.SETTINGS)
+    assert list(settings) == ["Can", "Square"]
+    for task, of in settings.items():
+        bench = efficiency.Race(task, tmp_path, of, float("inf")).bench(horizon=12_345)
+        found = {recipe: load(PostTrainConfig, bench.config(recipe, 0)) for recipe in of.recipes}
+        default = next(iter(found))
+        assert {c.env.id for c in found.values()} == {f"robosuite/{task}"}
+        assert len({(c.base.path, c.demos.path, c.evaluation.final_episodes) for c in found.values()}) == 1
+        assert {name for name, c in found.items() if c.schedule.env_steps == 12_345} == set(found) - {default}
+
+
+def test_baselines_are_watched_for_twice_the_steps_of_the_slowest_seed(race):
+    assert race.horizon([0, 1]) is None, "before the default has run nothing is known"
+    finish(race, "noise_gradient", 0, {0: 0.4, 2000: 0.92})
+    assert race.horizon([0, 1]) is None
+    finish(race, "noise_gradient", 1, {0: 0.4, 2000: 0.7, 6000: 0.9})
+    assert race.horizon([0, 1]) == 12_000
+    assert race.there([0, 1]) == [2000, 6000]
+
+
+def test_a_default_that_never_got_there_has_no_race(race):
+    finish(race, "noise_gradient", 0, {0: 0.4, 60_000: 0.8})
+    assert race.horizon([0]) is None
+
+
+def test_a_baseline_counts_with_each_version_whether_it_was_let_through_or_not(efficiency, race):
+    folder = finish(race, "expo", 0, {4000: 0.3, 8000: 0.94}, "gate")
+    assert efficiency.first_there(efficiency.curve_of(folder, gated=False)) == 8000
+
+
+@pytest.mark.parametrize(
+    ("default", "expo", "holds"),
+    [
+        ([4000, 5000, 6000], [10_000, 12_000, 9000], True),
+        ([4000, 5000, 6000], [9000, 9999, 12_000], False),
+        ([4000, None, 6000], [12_000, 12_000, 12_000], False),
+        ([4000, 5000], [12_000, 12_000], False),
+    ],
+)
+def test_half_of_the_steps_with_three_seeds_of_everybody(efficiency, default, expo, holds):
+    assert efficiency.verdict(default, {"expo": expo, "rlpd": [20_000] * 3}) is holds
