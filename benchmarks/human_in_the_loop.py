@@ -15,6 +15,7 @@ person drives in at most 30 % of the steps at the start: of the first 1,000 step
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -137,17 +138,22 @@ class People:
         }  # fmt: skip
 
 
-def main() -> None:
-    parser = run_arguments(__doc__, [0, 1, 2])
+def chosen(doc: str | None, path: Path) -> tuple[argparse.Namespace, dict[str, Settings]]:
+    """The flags of a benchmark of several tasks, ``tasks`` and ``recipes`` filled up with all there are, and the settings of each task."""
+    parser = run_arguments(doc, [0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=[], help="of the settings; all by default")
     parser.add_argument("--recipes", nargs="+", default=[], help="of the settings; all by default, in their order")
-    given = parser.parse_args()
-    settings, deadline = read_settings(), time.monotonic() + given.slice
-    tasks = given.tasks or list(settings)
-    recipes = given.recipes or list(settings[next(iter(settings))].recipes)
-    for name, chosen, known in (("tasks", tasks, list(settings)), ("recipes", recipes, list(settings["Lift"].recipes))):
-        if unknown := [c for c in chosen if c not in known]:
+    given, settings = parser.parse_args(), read_settings(path)
+    for name, known in (("tasks", list(settings)), ("recipes", list(next(iter(settings.values())).recipes))):
+        setattr(given, name, getattr(given, name) or known)
+        if unknown := [c for c in getattr(given, name) if c not in known]:
             parser.error(f"--{name} {' '.join(unknown)}: accepted are {', '.join(known)}")
+    return given, settings
+
+
+def main() -> None:
+    given, settings = chosen(__doc__, SETTINGS)
+    deadline, tasks, recipes = time.monotonic() + given.slice, given.tasks, given.recipes
     people = [People(t, given.runs, settings[t], deadline) for t in tasks]
     complete = True
     if not given.read:

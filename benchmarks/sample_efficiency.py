@@ -20,8 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from human_in_the_loop import read_settings
-from recipes import Bench, Settings, merged, rate, run_arguments
+from human_in_the_loop import chosen
+from recipes import Bench, Settings, merged, rate
 
 from robot_rl.evaluation.results import read_jsonl
 
@@ -118,16 +118,8 @@ class Race:
 
 
 def main() -> None:
-    parser = run_arguments(__doc__, [0, 1, 2])
-    parser.add_argument("--tasks", nargs="+", default=[], help="of the settings; all by default")
-    parser.add_argument("--recipes", nargs="+", default=[], help="of the settings; all by default, in their order")
-    given = parser.parse_args()
-    settings, deadline = read_settings(SETTINGS), time.monotonic() + given.slice
-    tasks, known = given.tasks or list(settings), list(next(iter(settings.values())).recipes)
-    recipes = given.recipes or known
-    for name, chosen, accepted in (("tasks", tasks, list(settings)), ("recipes", recipes, known)):
-        if unknown := [c for c in chosen if c not in accepted]:
-            parser.error(f"--{name} {' '.join(unknown)}: accepted are {', '.join(accepted)}")
+    given, settings = chosen(__doc__, SETTINGS)
+    deadline, tasks, recipes = time.monotonic() + given.slice, given.tasks, given.recipes
     races = [Race(t, given.runs, settings[t], deadline) for t in tasks]
     complete = True
     if not given.read:

@@ -25,8 +25,15 @@ def efficiency():
 
 
 @pytest.fixture
-def race(efficiency, tmp_path):
-    return efficiency.Race("Can", tmp_path, efficiency.read_settings(efficiency.SETTINGS)["Can"], float("inf"))
+def settings(efficiency, monkeypatch):
+    """Of each task."""
+    monkeypatch.setattr(sys, "argv", ["sample_efficiency.py", "--runs", "none"])
+    return efficiency.chosen("", efficiency.SETTINGS)[1]
+
+
+@pytest.fixture
+def race(efficiency, settings, tmp_path):
+    return efficiency.Race("Can", tmp_path, settings["Can"], float("inf"))
 
 
 def finish(race, recipe: str, seed: int, rates: dict[int, float], events: str = "evaluations") -> Path:
@@ -44,8 +51,7 @@ def finish(race, recipe: str, seed: int, rates: dict[int, float], events: str = 
     return folder
 
 
-def test_everybody_has_the_same_task_base_and_starts(efficiency, tmp_path):
-    settings = efficiency.read_settings(efficiency.SETTINGS)
+def test_everybody_has_the_same_task_base_and_starts(efficiency, settings, tmp_path):
     assert list(settings) == ["Can", "Square"]
     for task, of in settings.items():
         bench = efficiency.Race(task, tmp_path, of, float("inf")).bench(horizon=12_345)
