@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from recipes import Bench, Settings, merged, outcomes, run_arguments
+from recipes import Bench, Settings, get_ready, hand_out, merged, outcomes, run_arguments
 
 from robot_rl import seeding
 from robot_rl.config import decode, load
@@ -158,15 +158,10 @@ def main() -> None:
     complete = True
     if not given.read:
         for p in people:
-            if given.retry:
-                p.bench.forget_failures(recipes, given.seeds)
-            p.bench.prepare({p.bench.settings.recipes[r].data for r in recipes})
+            get_ready(p.bench, recipes, given.seeds, given.retry)
         complete = all(p.bench.play(recipe, seed) for recipe in recipes for seed in given.seeds for p in people)
     rows = [p.row(recipe, given.seeds) for recipe in recipes for p in people]
-    text = json.dumps({"benchmark": "human_in_the_loop", "complete": complete, "rows": rows}, indent=1)
-    print(text)
-    if given.out is not None:
-        given.out.write_text(text + "\n", encoding="utf-8")
+    hand_out({"benchmark": "human_in_the_loop", "complete": complete, "rows": rows}, given.out)
 
 
 if __name__ == "__main__":

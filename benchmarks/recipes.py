@@ -404,6 +404,22 @@ def run_arguments(doc: str | None, seeds: list[int], out: str = "also write the 
     return parser
 
 
+def get_ready(bench: Bench, recipes: list[str], seeds: list[int], retry: bool) -> None:
+    """Demonstrations and base of these recipes; with ``retry`` their failed runs are forgotten."""
+    if retry:
+        bench.forget_failures(recipes, seeds)
+    named = [bench.settings.recipes[r] for r in recipes]
+    bench.prepare({e.data for e in named} | {kind for e in named for kind in e.store.values()})
+
+
+def hand_out(table: dict[str, Any], out: Path | None) -> None:
+    """To standard output, and to ``out`` where one is named."""
+    text = json.dumps(table, indent=2)
+    print(text)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = run_arguments(__doc__, [0, 1], "also write the table there, with the runs that it already knows")
     parser.add_argument(
@@ -420,17 +436,11 @@ def main() -> None:
     bench = Bench(arguments.runs, settings, time.monotonic() + arguments.slice)
     complete = True
     if not arguments.read:
-        if arguments.retry:
-            bench.forget_failures(recipes, arguments.seeds)
-        named = [settings.recipes[r] for r in recipes]
-        bench.prepare({e.data for e in named} | {kind for e in named for kind in e.store.values()})
+        get_ready(bench, recipes, arguments.seeds, arguments.retry)
         # All recipes once before any of them twice.
         complete = all(bench.play(recipe, seed) for seed in arguments.seeds for recipe in recipes)
     table = bench.table(recipes, arguments.seeds, known) | {"complete": complete}
-    text = json.dumps(table, indent=2)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+    hand_out(table, arguments.out)
     if arguments.docs is not None:
         print(f"{write_docs(table, arguments.docs)} rows changed in {arguments.docs}", file=sys.stderr)
 

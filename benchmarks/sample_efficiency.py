@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from human_in_the_loop import chosen
-from recipes import Bench, Settings, merged, rate
+from recipes import Bench, Settings, get_ready, hand_out, merged, rate
 
 from robot_rl.evaluation.results import read_jsonl
 
@@ -124,15 +124,10 @@ def main() -> None:
     complete = True
     if not given.read:
         for race in races:
-            if given.retry:
-                race.bench().forget_failures(recipes, given.seeds)
-            race.bench().prepare({race.settings.recipes[r].data for r in recipes})
+            get_ready(race.bench(), recipes, given.seeds, given.retry)
         complete = all(race.play(recipe, given.seeds) for recipe in recipes for race in races)
     tables = [race.table(recipes, given.seeds) for race in races]
-    text = json.dumps({"benchmark": "sample_efficiency", "complete": complete, "tasks": tables}, indent=1)
-    print(text)
-    if given.out is not None:
-        given.out.write_text(text + "\n", encoding="utf-8")
+    hand_out({"benchmark": "sample_efficiency", "complete": complete, "tasks": tables}, given.out)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -76,3 +79,13 @@ def same_run(one: Path, two: Path) -> None:
     results = [json.loads((p / "result.json").read_text()) for p in (one, two)]
     for key in ("base", "policy", "env_steps", "gate_steps", "updates", "acting", "ended", "config_hash", "base_hash"):
         assert results[0][key] == results[1][key], key
+
+
+def benchmark(name: str) -> ModuleType:
+    """A module of ``benchmarks/``, which is no package."""
+    folder = str(Path(__file__).resolve().parents[2] / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(folder)

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from run_kit import benchmark
 
 from robot_rl.config import load
 from robot_rl.replay import EpisodeStore
 from robot_rl.training.config import PostTrainConfig
 from robot_rl.types import ActionSpec, Episode, EpisodeMeta, FeatureSpec
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def people():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import human_in_the_loop
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    return human_in_the_loop
+    return benchmark("human_in_the_loop")
 
 
 def test_every_set_up_loads_with_its_task_and_a_person(people, tmp_path):

@@ -7,21 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_kit import benchmark
 
 from robot_rl.config import load
 from robot_rl.training.config import PostTrainConfig
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def efficiency():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import sample_efficiency
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    return sample_efficiency
+    return benchmark("sample_efficiency")
 
 
 @pytest.fixture
