@@ -29,6 +29,8 @@ class Scorer(Protocol):
         self, x: Tensor, how: SelectReduce, generator: torch.Generator | None = None, *, k: Tensor | float = 1.0
     ) -> Tensor: ...
 
+    def value(self, x: Tensor, heads: Tensor | None = None) -> Tensor: ...
+
 
 def tilt(q: Tensor, eta: Tensor | float, risk: str) -> Tensor:
     """(B, M) scores and eta, a number or (B, 1), to unnormalised log weights Q_eta / eta."""
@@ -80,16 +82,29 @@ class Selection(NamedTuple):
     candidates: Tensor  # (B, M, n, A)
 
 
-def score(critic: Scorer, conditioning: Tensor, candidates: Tensor, config: SelectionConfig, k: Tensor | None = None) -> Tensor:
-    """(B, C) states and (B, M, n, A) candidates to scores (B, M); ``k`` () replaces ``config.select_k`` where a learner moves it."""
+def score(
+    critic: Scorer, conditioning: Tensor, candidates: Tensor, config: SelectionConfig, k: Tensor | None = None,
+    pair: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(B, C) states and (B, M, n, A) candidates to scores (B, M).
+
+    Args:
+        k: () replaces ``config.select_k`` where a learner moves it.
+        pair: (2,) critics that rank alone, with ``select_reduce: min_pair``; None: its expectation over all pairs.
+    """
     b, m = candidates.shape[:2]
     lean = config.select_k if k is None else k
+    how: SelectReduce = "weighted_min_pair" if config.select_reduce == "min_pair" else config.select_reduce
+
+    def scored(x: Tensor) -> Tensor:
+        return critic.reduced_value(x, how, k=lean) if pair is None else critic.value(x, pair).amin(0)
+
     flat = candidates.flatten(2)
     if b * m <= SCORED_AT_ONCE:
         x = torch.cat([conditioning.unsqueeze(1).expand(b, m, -1), flat], dim=-1).flatten(0, 1)
-        return critic.reduced_value(x, config.select_reduce, k=lean).unflatten(0, (b, m))
+        return scored(x).unflatten(0, (b, m))
     columns = [torch.cat([conditioning, flat[:, i]], dim=-1) for i in range(m)]
-    return torch.stack([critic.reduced_value(x, config.select_reduce, k=lean) for x in columns], dim=1)
+    return torch.stack([scored(x) for x in columns], dim=1)
 
 
 def base_candidates(base: BasePolicy, conditioning: Tensor, noise: Tensor | None, count: int) -> Tensor:
@@ -131,9 +146,12 @@ class BestOfNHead(Head):
         """What draws the candidates, in episodes and in targets."""
         return base if self.own is None else instead(base, self.own.policy)
 
-    def select(self, conditioning: Tensor, base_rows: Tensor, exploration: Tensor | None) -> Selection:
-        """Choose among base rows (B, K, n, A); ``exploration`` (B, exploration_dim) standard normals, None for ``eval``."""
-        q = score(self.critic, conditioning, base_rows, self.config, self.lean)
+    def select(
+        self, conditioning: Tensor, base_rows: Tensor, exploration: Tensor | None, pair: Tensor | None = None
+    ) -> Selection:
+        """Choose among base rows (B, K, n, A); ``exploration`` (B, exploration_dim) standard normals, None for ``eval``; ``pair`` as
+        in :func:`score`."""
+        q = score(self.critic, conditioning, base_rows, self.config, self.lean, pair)
         index = pick(q, self.config, exploration)
         return Selection(index, base_rows[torch.arange(len(q), device=q.device), index], q, base_rows)
 

@@ -49,11 +49,14 @@ class EditHead(CorrectionHead):
         """What draws the chunks that are edited, in episodes and in targets."""
         return base if self.own is None else instead(base, self.own.policy)
 
-    def select(self, conditioning: Tensor, base_rows: Tensor, exploration: Tensor | None) -> tuple[Selection, Tensor]:
+    def select(
+        self, conditioning: Tensor, base_rows: Tensor, exploration: Tensor | None, pair: Tensor | None = None
+    ) -> tuple[Selection, Tensor]:
         """The one rule: edit the first E of base rows (B, K, n, A), score all, pick.
 
         Args:
             exploration: (B, exploration_dim) standard normals for the edits and the pick; None for ``eval`` mode.
+            pair: (2,) critics that rank alone, see :func:`~robot_rl.heads.best_of_n.score`.
 
         Returns: the selection, and log probabilities (B, E) of the edits.
         """
@@ -68,7 +71,7 @@ class EditHead(CorrectionHead):
         x = mean + log_std.exp() * draws
         edited = self.combine(rows, torch.tanh(x)).unflatten(0, (b, e))
         candidates = torch.cat([base_rows, edited], dim=1)
-        q = score(self.critic, conditioning, candidates, self.config, self.lean)
+        q = score(self.critic, conditioning, candidates, self.config, self.lean, pair)
         index = pick(q, self.config, lots)
         chosen = candidates[torch.arange(b, device=q.device), index]
         return Selection(index, chosen, q, candidates), squashed_log_prob(draws, log_std, x).unflatten(0, (b, e))

@@ -19,6 +19,7 @@ from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
 from robot_rl.learners.objectives import Metrics
+from robot_rl.learners.reduce import draw_pair
 from robot_rl.learners.support import Support, penalised
 from robot_rl.learners.updates import climb
 from robot_rl.nn.actor import ActorSample, GaussianTanhActor, Temperature
@@ -188,7 +189,8 @@ class Edit(GaussianChunk):
         if follow_base:
             self.seen = {}
             return self.joined(c, candidates[:, 0]), nothing
-        chosen, log_prob = self.head.select(c, candidates, self.normal(len(c), self.head.exploration_dim))
+        draws = self.normal(len(c), self.head.exploration_dim)
+        chosen, log_prob = self.head.select(c, candidates, draws, ranking_pair(self))
         edited = chosen.index - candidates.shape[1]
         own = log_prob.gather(1, edited.clamp(min=0).unsqueeze(1)).squeeze(1)
         self.seen = {"edit/wins": (edited >= 0).to(c.dtype).mean(), "edit/q_spread": chosen.q.std(1).mean()}
@@ -206,6 +208,13 @@ class Edit(GaussianChunk):
 
 def _through(head: CorrectionHead, rows: Tensor, u: Tensor) -> Any:
     return lambda gradient: head.combine_gradient_to_u(rows, u, gradient)
+
+
+def ranking_pair(objective: Any) -> Tensor | None:
+    """(2,) the critics that rank this update's candidates, where the head's rule draws them."""
+    if objective.head.config.select_reduce != "min_pair":
+        return None
+    return draw_pair(objective.config.n_critics, objective.generator, objective.generator.device)
 
 
 def candidate_rows(objective: Any, conditioning: Tensor, cached: Tensor | None, count: int) -> Tensor:

@@ -11,7 +11,7 @@ from robot_rl.heads.best_of_n import BestOfNHead
 from robot_rl.learners.batch import Batch
 from robot_rl.learners.config import OffPolicyConfig
 from robot_rl.learners.ensemble import CriticEnsemble
-from robot_rl.learners.gaussian import candidate_rows
+from robot_rl.learners.gaussian import candidate_rows, ranking_pair
 from robot_rl.learners.objectives import Metrics
 from robot_rl.nn.grad import without_grad
 from robot_rl.policies.base import BasePolicy
@@ -47,7 +47,7 @@ class BestOfN:
         else:
             width = self.head.exploration_dim
             lots = torch.randn((len(c), width), generator=self.generator, device=self.generator.device) if width else None
-            selection = self.head.select(c, rows, lots)
+            selection = self.head.select(c, rows, lots, ranking_pair(self))
             chosen = selection.rows
             self.seen = {"select/q_spread": selection.q.std(1).mean()}
         return torch.cat([c, chosen.flatten(1)], dim=-1), torch.zeros(len(c), device=c.device)

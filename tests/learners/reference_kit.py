@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from robot_rl.learners.reduce import reduce
+from robot_rl.learners.reduce import draw_pair, reduce
 
 
 class Reference:
@@ -55,6 +55,8 @@ class Reference:
         h, chosen, density = self.head.config, [], []
         edits = getattr(self.head, "edits", 0)
         width = rows[0, 0].numel()
+        pair = draw_pair(self.c.n_critics, self.g) if h.select_reduce == "min_pair" else slice(None)
+        how = "min" if h.select_reduce == "min_pair" else h.select_reduce
         for i in range(len(c)):
             options = list(rows[i])
             logs = [torch.zeros(()) for _ in options]
@@ -65,7 +67,7 @@ class Reference:
                 options.append(self.correct(rows[i, j], x[0]))
                 logs.append(log_prob[0])
             scores = torch.stack(
-                [reduce(self.q(self.target, c[i], o)[:, None], h.select_reduce, k=h.select_k)[0] for o in options]
+                [reduce(self.q(self.target, c[i], o)[pair][:, None], how, k=h.select_k)[0] for o in options]
             )
             if h.temperature > 0:
                 lots = draws[i, edits * width :]
