@@ -3,7 +3,7 @@
     python benchmarks/sample_efficiency.py --runs runs/efficiency --seeds 0 1 2 [--tasks Can] [--recipes noise_gradient] [--slice 600]
 
 The set-ups stand in ``benchmarks/sample_efficiency.yaml``: one base a task for everybody, the same starts, and the baselines as in their papers. Those are
-played for twice the steps that the default's slowest seed took to 90 %: one that is not there by then has lost. Runs resume as those of
+played for twice the steps that the default's median seed took to 90 %: one that is not there by then has lost. Runs resume as those of
 ``recipes.py`` do. A task ``holds`` when there are three seeds of everybody and the default's median is at most half of every baseline's, one that was not
 there counting with the steps that it was played for.
 
@@ -44,6 +44,11 @@ def curve_of(folder: Path, gated: bool) -> Curve:
     return [(x["env_steps"], x["successes"] / x["n"]) for x in judged]
 
 
+def too_short(result: dict[str, Any], horizon: int) -> bool:
+    """Whether a baseline only ran out of steps, and of fewer than it has to be watched for."""
+    return result["env_steps"] < horizon and "used up" in result["ended"]
+
+
 def verdict(default: list[int | None], baselines: dict[str, list[int]]) -> bool:
     """``default``: steps to the bar a seed. ``baselines``: the same, or the steps that were played in vain."""
     if len(default) < SEEDS or any(steps is None for steps in default) or any(len(b) < SEEDS for b in baselines.values()):
@@ -76,7 +81,7 @@ class Race:
         """None until every seed of the default has ended, or where one never got there: then a baseline has nothing to be slower than."""
         found = self.there(seeds)
         known = [steps for steps in found if steps is not None]
-        return FACTOR * max(known) if len(known) == len(seeds) else None
+        return int(FACTOR * statistics.median(known)) if len(known) == len(seeds) else None
 
     def play(self, recipe: str, seeds: list[int]) -> bool:
         if recipe == self.default:
@@ -86,7 +91,7 @@ class Race:
         bench = self.bench(horizon)
         for seed in seeds:
             result = bench.folder(recipe, seed) / "result.json"
-            if result.exists() and json.loads(result.read_text())["env_steps"] < horizon:
+            if result.exists() and too_short(json.loads(result.read_text()), horizon):
                 result.unlink()  # it goes on from its checkpoint
             if not bench.play(recipe, seed):
                 return False

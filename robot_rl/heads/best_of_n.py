@@ -18,8 +18,8 @@ from robot_rl.heads.fine_tuned import FineTunedHead
 from robot_rl.policies.base import BasePolicy
 from robot_rl.policies.inpainting import instead
 
-SCORED_AT_ONCE = 1024
-"""Rows that a critic scores in one piece; more are scored candidate by candidate, which keeps its buffers in the cache."""
+AT_ONCE = 1024
+"""Rows that a critic scores, or the base denoises, in one piece; more go candidate by candidate, which keeps buffers in the cache."""
 
 
 class Scorer(Protocol):
@@ -100,7 +100,7 @@ def score(
         return critic.reduced_value(x, how, k=lean) if pair is None else critic.value(x, pair).amin(0)
 
     flat = candidates.flatten(2)
-    if b * m <= SCORED_AT_ONCE:
+    if b * m <= AT_ONCE:
         x = torch.cat([conditioning.unsqueeze(1).expand(b, m, -1), flat], dim=-1).flatten(0, 1)
         return scored(x).unflatten(0, (b, m))
     columns = [torch.cat([conditioning, flat[:, i]], dim=-1) for i in range(m)]
@@ -111,6 +111,8 @@ def base_candidates(base: BasePolicy, conditioning: Tensor, noise: Tensor | None
     """(B, C) and prior noise (B, K, H_w, A_w), or (B, H_w, A_w) for K = 1, to the base's chunks (B, K, H, A)."""
     if noise is None or count == 1:
         return base.sample(conditioning, noise).unsqueeze(1)
+    if len(conditioning) * count > AT_ONCE:
+        return torch.stack([base.sample(conditioning, noise[:, i]) for i in range(count)], dim=1)
     repeated = conditioning.repeat_interleave(count, dim=0)
     return base.sample(repeated, noise.flatten(0, 1)).unflatten(0, (len(conditioning), count))
 

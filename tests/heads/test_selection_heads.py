@@ -96,8 +96,21 @@ def test_scoring_many_at_once_or_one_by_one_is_the_same(monkeypatch: pytest.Monk
 
     base, c, rows = SmoothBase(), torch.randn(6, 3, generator=gen(1)), torch.randn(6, 4, 2, 3, generator=gen(2))
     at_once = score(critic(base), c, rows, SelectionConfig())
-    monkeypatch.setattr(best_of_n, "SCORED_AT_ONCE", 3)
+    noise = torch.randn(6, 4, 3, 3, generator=gen(3))
+    sampled = best_of_n.base_candidates(base, c, noise, 4)
+    monkeypatch.setattr(best_of_n, "AT_ONCE", 3)
     torch.testing.assert_close(score(critic(base), c, rows, SelectionConfig()), at_once, atol=1e-6, rtol=0)
+    torch.testing.assert_close(best_of_n.base_candidates(base, c, noise, 4), sampled, atol=1e-6, rtol=0)
+
+
+def test_a_pair_of_critics_ranks_alone_and_acting_ranks_by_its_expectation() -> None:
+    base, c, rows = SmoothBase(), torch.randn(6, 3, generator=gen(1)), torch.randn(6, 4, 2, 3, generator=gen(2))
+    scorer = critic(base)
+    values = scorer.value(torch.cat([c.unsqueeze(1).expand(6, 4, 3), rows.flatten(2)], -1).flatten(0, 1)).unflatten(1, (6, 4))
+    drawn, expected = SelectionConfig(select_reduce="min_pair"), SelectionConfig()
+    pair = torch.tensor([0, 1])
+    torch.testing.assert_close(score(scorer, c, rows, drawn, pair=pair), values[pair].amin(0), atol=1e-6, rtol=0)
+    assert torch.equal(score(scorer, c, rows, drawn), score(scorer, c, rows, expected))
 
 
 # ---- heads

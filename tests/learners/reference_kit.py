@@ -66,9 +66,7 @@ class Reference:
                 )
                 options.append(self.correct(rows[i, j], x[0]))
                 logs.append(log_prob[0])
-            scores = torch.stack(
-                [reduce(self.q(self.target, c[i], o)[pair][:, None], how, k=h.select_k)[0] for o in options]
-            )
+            scores = torch.stack([reduce(self.q(self.target, c[i], o)[pair][:, None], how, k=h.select_k)[0] for o in options])
             if h.temperature > 0:
                 lots = draws[i, edits * width :]
                 uniform = torch.distributions.Normal(0.0, 1.0).cdf(lots)

@@ -56,18 +56,27 @@ def test_everybody_has_the_same_task_base_and_starts(efficiency, settings, tmp_p
         assert {name for name, c in found.items() if c.schedule.env_steps == 12_345} == set(found) - {default}
 
 
-def test_baselines_are_watched_for_twice_the_steps_of_the_slowest_seed(race):
+def test_baselines_are_watched_for_twice_the_steps_of_the_median_seed(race):
     assert race.horizon([0, 1]) is None, "before the default has run nothing is known"
     finish(race, "noise_gradient", 0, {0: 0.4, 2000: 0.92})
     assert race.horizon([0, 1]) is None
     finish(race, "noise_gradient", 1, {0: 0.4, 2000: 0.7, 6000: 0.9})
-    assert race.horizon([0, 1]) == 12_000
-    assert race.there([0, 1]) == [2000, 6000]
+    assert race.horizon([0, 1]) == 8000
+    finish(race, "noise_gradient", 2, {0: 0.4, 20_000: 0.95})
+    assert race.horizon([0, 1, 2]) == 12_000
+    assert race.there([0, 1, 2]) == [2000, 6000, 20_000]
 
 
 def test_a_default_that_never_got_there_has_no_race(race):
     finish(race, "noise_gradient", 0, {0: 0.4, 60_000: 0.8})
     assert race.horizon([0]) is None
+
+
+def test_a_baseline_goes_on_where_it_only_ran_out_of_steps(efficiency):
+    used_up, won = "6000 environment steps are used up", "the acting head succeeded in 96 of 100 gate episodes"
+    assert efficiency.too_short({"env_steps": 6000, "ended": used_up}, 8000)
+    assert not efficiency.too_short({"env_steps": 8100, "ended": used_up}, 8000)
+    assert not efficiency.too_short({"env_steps": 6000, "ended": won}, 8000)
 
 
 def test_a_baseline_counts_with_each_version_whether_it_was_let_through_or_not(efficiency, race):
