@@ -197,7 +197,10 @@ class Page:
 
 
 def connect(url: str, **options: Any) -> Any:
-    """A websocket to the console's controls, with the Origin a browser would send."""
+    """A websocket to the console's controls, with the Origin a browser would send.
+
+    As in a browser, what nobody has read yet does not stop it from reading: closing would wait ten seconds for an answer that is in the queue.
+    """
     import websockets
 
-    return websockets.connect(url.replace("http", "ws", 1) + "/ws", origin=url, **options)
+    return websockets.connect(url.replace("http", "ws", 1) + "/ws", origin=url, **{"max_queue": None, **options})
