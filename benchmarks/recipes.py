@@ -302,9 +302,11 @@ def read_known(path: Path) -> Known:
     Raises:
         ValueError: a table whose rows do not hold their runs (they would be lost).
     """
-    if not path.exists():
-        return {}
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return known_of(json.loads(path.read_text(encoding="utf-8"))["rows"], path) if path.exists() else {}
+
+
+def known_of(rows: list[dict[str, Any]], path: Path) -> Known:
+    """The runs of a table's rows, which ``path`` holds; errors as :func:`read_known`."""
     if bare := [r["recipe"] for r in rows if r["seeds"] and "runs" not in r]:
         raise ValueError(
             f"--out={path}: the rows {', '.join(bare)} do not hold their runs: accepted is another file, or this one moved away"

@@ -4,7 +4,7 @@
 
 The set-ups stand in ``benchmarks/sample_efficiency.yaml``: one base a task for everybody, the same starts, and the baselines as in their papers. Those are
 played for twice the steps that the default's median seed took to 90 %: one that is not there by then has lost. Runs resume as those of
-``recipes.py`` do. A task ``holds`` when there are three seeds of everybody and the default's median is at most half of every baseline's, one that was not
+``recipes.py`` do, and ``--out FILE`` keeps finished ones as there: the default's that it knows from elsewhere count, too. A task ``holds`` when there are three seeds of everybody and the default's median is at most half of every baseline's, one that was not
 there counting with the steps that it was played for.
 
 Steps are those of training, warm-up included. What the gate played is a column of its own (``gate_steps``); baselines have the same gate, and their
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from human_in_the_loop import chosen
-from recipes import Bench, Settings, get_ready, hand_out, merged, rate
+from recipes import Bench, Known, Run, Settings, finished, get_ready, hand_out, known_of, merged, rate
 
 from robot_rl.evaluation.results import read_jsonl
 
@@ -44,6 +44,18 @@ def curve_of(folder: Path, gated: bool) -> Curve:
     return [(x["env_steps"], x["successes"] / x["n"]) for x in judged]
 
 
+def raced(folder: Path, gated: bool) -> Run:
+    """What a finished run says, with its curve and what its gate played."""
+    result = json.loads((folder / "result.json").read_text())
+    return finished(folder) | {"curve": curve_of(folder, gated), "gate_steps": result["gate_steps"]}
+
+
+def read_known(path: Path | None) -> dict[str, Known]:
+    """The runs of each task in a table that ``--out`` wrote; errors as ``recipes.read_known``."""
+    tables = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path is not None and path.exists() else []
+    return {table["task"]: known_of(table["rows"], path) for table in tables}
+
+
 def too_short(result: dict[str, Any], horizon: int) -> bool:
     """Whether a baseline only ran out of steps, and of fewer than it has to be watched for."""
     return result["env_steps"] < horizon and "used up" in result["ended"]
@@ -58,11 +70,16 @@ def verdict(default: list[int | None], baselines: dict[str, list[int]]) -> bool:
 
 
 class Race:
-    """One task: the default first, then the baselines for as long as they need to be watched."""
+    """One task: the default first, then the baselines for as long as they need to be watched.
 
-    def __init__(self, task: str, runs: Path, settings: Settings, deadline: float) -> None:
+    Args:
+        known: runs that were finished elsewhere; what lies in ``runs`` goes before.
+    """
+
+    def __init__(self, task: str, runs: Path, settings: Settings, deadline: float, known: Known | None = None) -> None:
         self.task, self.runs, self.settings, self.deadline = task, runs / task, settings, deadline
         self.default, *self.baselines = settings.recipes
+        self.known = known or {}
 
     def bench(self, horizon: int | None = None) -> Bench:
         """``horizon``: training steps of the baselines."""
@@ -73,15 +90,22 @@ class Race:
                 entries[name] = replace(entries[name], set=longer)
         return Bench(self.runs, replace(self.settings, recipes=entries), self.deadline)
 
+    def done(self, recipe: str, seeds: list[int]) -> dict[int, Run]:
+        """Finished runs by seed: of these seeds here, and whichever are known from elsewhere."""
+        found = {seed: run for (name, seed), run in self.known.items() if name == recipe}
+        folders = {seed: self.bench().folder(recipe, seed) for seed in seeds}
+        found |= {s: raced(f, recipe == self.default) for s, f in folders.items() if (f / "result.json").exists()}
+        return dict(sorted(found.items()))
+
     def there(self, seeds: list[int]) -> list[int | None]:
-        folders = [self.bench().folder(self.default, seed) for seed in seeds]
-        return [first_there(curve_of(f, gated=True)) for f in folders if (f / "result.json").exists()]
+        return [first_there(run["curve"]) for run in self.done(self.default, seeds).values()]
 
     def horizon(self, seeds: list[int]) -> int | None:
         """None until every seed of the default has ended, or where one never got there: then a baseline has nothing to be slower than."""
-        found = self.there(seeds)
-        known = [steps for steps in found if steps is not None]
-        return int(FACTOR * statistics.median(known)) if len(known) == len(seeds) else None
+        found = self.done(self.default, seeds)
+        steps = [first_there(run["curve"]) for run in found.values()]
+        known = [n for n in steps if n is not None]
+        return int(FACTOR * statistics.median(known)) if len(known) == len(found.keys() | set(seeds)) else None
 
     def play(self, recipe: str, seeds: list[int]) -> bool:
         if recipe == self.default:
@@ -98,24 +122,23 @@ class Race:
         return True
 
     def row(self, recipe: str, seeds: list[int]) -> dict[str, Any]:
-        row = {"task": self.task} | self.bench().row(recipe, seeds)
-        folders = [self.bench().folder(recipe, seed) for seed in row["seeds"]]
-        row["curves"] = [curve_of(f, gated=recipe == self.default) for f in folders]
+        runs = self.done(recipe, seeds)
+        row = {"task": self.task} | self.bench().row(recipe, seeds, {(recipe, seed): run for seed, run in runs.items()})
+        row["curves"] = [run["curve"] for run in runs.values()]
         row["steps_to_90"] = [first_there(curve) for curve in row["curves"]]
-        row["gate_steps"] = [json.loads((f / "result.json").read_text())["gate_steps"] for f in folders]
-        return row
+        row["gate_steps"] = [run["gate_steps"] for run in runs.values()]
+        return row | ({"runs": list(runs.values())} if runs else {})
 
     def table(self, recipes: list[str], seeds: list[int]) -> dict[str, Any]:
-        rows = {recipe: self.row(recipe, seeds) for recipe in recipes}
+        names = [name for name in self.settings.recipes if name in recipes or any(name == k for k, _ in self.known)]
+        rows = {recipe: self.row(recipe, seeds) for recipe in names}
         played = {
             name: [steps or most for steps, most in zip(row["steps_to_90"], row.get("env_steps", []), strict=True)]
             for name, row in rows.items()
             if name != self.default
         }
         base = [rate(run["base"]) for row in rows.values() for run in row.get("runs", [])]
-        for row in rows.values():
-            row.pop("runs", None)
-        whole = set(recipes) == set(self.settings.recipes)
+        whole = set(names) == set(self.settings.recipes)
         return {
             "task": self.task, "base": base[0] if base else None, "horizon": self.horizon(seeds), "rows": list(rows.values()),
             "holds": whole and verdict(self.there(seeds), played),
@@ -124,14 +147,16 @@ class Race:
 
 def main() -> None:
     given, settings = chosen(__doc__, SETTINGS)
-    deadline, tasks, recipes = time.monotonic() + given.slice, given.tasks, given.recipes
-    races = [Race(t, given.runs, settings[t], deadline) for t in tasks]
+    deadline, recipes, known = time.monotonic() + given.slice, given.recipes, read_known(given.out)
+    races = {t: Race(t, given.runs, settings[t], deadline, known.get(t)) for t in given.tasks}
     complete = True
     if not given.read:
-        for race in races:
+        for race in races.values():
             get_ready(race.bench(), recipes, given.seeds, given.retry)
-        complete = all(race.play(recipe, given.seeds) for recipe in recipes for race in races)
-    tables = [race.table(recipes, given.seeds) for race in races]
+        complete = all(race.play(recipe, given.seeds) for recipe in recipes for race in races.values())
+    # Tasks that only the file knows stay in it.
+    also = {t: Race(t, given.runs, settings[t], deadline, known[t]) for t in known if t in settings and t not in races}
+    tables = [race.table(recipes if task in races else [], given.seeds) for task, race in (races | also).items()]
     hand_out({"benchmark": "sample_efficiency", "complete": complete, "tasks": tables}, given.out)
 
 

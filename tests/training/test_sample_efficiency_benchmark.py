@@ -34,14 +34,26 @@ def finish(race, recipe: str, seed: int, rates: dict[int, float], events: str = 
     """A run that was played elsewhere."""
     folder = race.bench().folder(recipe, seed)
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps({"env_steps": max(rates), "gate_steps": 0}))
+    result = {
+        "task": "robosuite/Can",
+        "env_steps": max(rates),
+        "gate_steps": 0,
+        "updates": 0,
+        "wall_seconds": 1.0,
+        "ended": "won",
+    }
+    (folder / "result.json").write_text(json.dumps(result | {"lowest_acting_minus_base": 0.0}))
     lines = {
-        "evaluations": [{"who": "acting", "env_steps": s, "successes": round(100 * r), "n": 100} for s, r in rates.items()],
+        "evaluations": [
+            {"who": "acting", "version": 1, "env_steps": s, "successes": round(100 * r), "n": 100} for s, r in rates.items()
+        ],
         "gate": [
             {"event": "rejected", "env_steps": s, "successes": round(50 * r), "n": 50, "version": 1} for s, r in rates.items()
         ],
+        "episodes": [{"who": who, "seed": 7, "success": who == "policy"} for who in ("base", "policy")],
     }
-    (folder / f"{events}.jsonl").write_text("\n".join(map(json.dumps, lines[events])))
+    for name in {events, "episodes"}:
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines[name])))
     return folder
 
 
@@ -95,3 +107,19 @@ def test_a_baseline_counts_with_each_version_whether_it_was_let_through_or_not(e
 )
 def test_half_of_the_steps_with_three_seeds_of_everybody(efficiency, default, expo, holds):
     assert efficiency.verdict(default, {"expo": expo, "rlpd": [20_000] * 3}) is holds
+
+
+def test_runs_that_a_table_holds_count_where_their_folders_are_gone(efficiency, race, settings, tmp_path):
+    for seed, steps in enumerate((2000, 6000, 4000)):
+        finish(race, "noise_gradient", seed, {0: 0.4, steps: 0.9})
+    finish(race, "expo", 0, {4000: 0.3, 9000: 0.5}, "gate")
+    before = race.table(list(settings["Can"].recipes), [0, 1, 2])
+    table = tmp_path / "table.json"
+    efficiency.hand_out({"complete": True, "tasks": [before]}, table)
+    known = efficiency.read_known(table)["Can"]
+    elsewhere = efficiency.Race("Can", tmp_path / "another_machine", settings["Can"], float("inf"), known)
+    assert elsewhere.table(["rlpd"], [0])["rows"][0] == json.loads(table.read_text())["tasks"][0]["rows"][0]
+    assert elsewhere.horizon([0]) == 8000, "of all three seeds, not of the one that was asked for"
+    finish(elsewhere, "expo", 0, {4000: 0.95}, "gate")
+    rows = {row["recipe"]: row for row in elsewhere.table(["expo"], [0])["rows"]}
+    assert rows["expo"]["steps_to_90"] == [4000], "what was done again goes before"
