@@ -14,6 +14,7 @@ from robot_rl.policies.checkpoint import build_policy
 from robot_rl.policies.compact import CompactPolicy
 from robot_rl.policies.config import CompactPolicyConfig
 from robot_rl.policies.normalizer import Normalizer
+from robot_rl.policies.rotations import QUATERNION
 from robot_rl.sim.env import EnvSpec
 from robot_rl.types import ActionSpec, Decision, Episode, EpisodeMeta, FeatureSpec, Observation, Step
 
@@ -26,13 +27,17 @@ ARM = ActionSpec((-1.0, -2.0, 0.0), (1.0, 2.0, 1.0), kind=("continuous", "contin
 def compact(
     kind: str = "diffusion", *, images: bool = False, action: ActionSpec = ARM, state: int = 4, seed: int = 0, **config: Any
 ) -> CompactPolicy:
-    """A frozen compact policy with random weights and statistics that are not the identity."""
-    features = {STATE: FeatureSpec((state,))}
+    """A frozen compact policy with random weights and statistics that are not the identity. With ``rotations="matrix"`` the
+    state begins with a quaternion."""
+    rotations = config.get("rotations", "quaternion")
+    names = tuple(f"hand_{q}" for q in QUATERNION) + tuple(f"x{i}" for i in range(state - 4))
+    features = {STATE: FeatureSpec((state,), names=names if rotations == "matrix" else ())}
     if images:
         features[IMAGE] = FeatureSpec((32, 32, 3), "uint8")
     rng = np.random.default_rng(seed)
-    vectors = {STATE: rng.normal(size=state)}, {STATE: rng.uniform(0.5, 2.0, state)}
-    normalizer = Normalizer(features, *vectors, np.array(action.low), np.array(action.high))
+    width = state + 2 * (rotations == "matrix")
+    vectors = {STATE: rng.normal(size=width)}, {STATE: rng.uniform(0.5, 2.0, width)}
+    normalizer = Normalizer(features, *vectors, np.array(action.low), np.array(action.high), rotations)
     config = {
         "width": 32,
         "depth": 2,
@@ -41,6 +46,7 @@ def compact(
         "horizon": 4,
         "n_action_steps": 3,
         "image_dim": 8,
+        "rotations": rotations,
     } | config
     torch.manual_seed(seed)
     return build_policy(CompactPolicyConfig(kind=kind, **config), features, action, normalizer).freeze()

@@ -77,7 +77,9 @@ def clone(
         raise ValueError("clone: no episodes given; behaviour cloning needs at least one")
     torch.manual_seed(config.seed)  # parameter initialisation draws from the global generator
     generator = torch.Generator(device).manual_seed(config.seed)
-    normalizer = Normalizer.fit(episodes, features, action, action_quantile=config.action_quantile)
+    normalizer = Normalizer.fit(
+        episodes, features, action, action_quantile=config.action_quantile, rotations=config.policy.rotations
+    )
     policy = build_policy(config.policy, features, action, normalizer).to(device)
     average = deepcopy(policy)
     data = ChunkDataset(episodes, features, action, config.policy.horizon, config.policy.n_obs_steps)

@@ -18,6 +18,8 @@ from robot_rl.policies.normalizer import Normalizer
 from robot_rl.types import ActionSpec, FeatureSpec
 
 FORMAT = "robot_rl.compact_policy/1"
+BEFORE = {"rotations": "quaternion"}
+"""What policies are that do not say it, because they are older than the choice."""
 KINDS: dict[str, type[CompactPolicy]] = {"diffusion": DiffusionPolicy, "flow": FlowPolicy}
 
 
@@ -53,11 +55,8 @@ def load_compact(folder: Path, device: str | torch.device = "cpu") -> CompactPol
         raise ValueError(f"{description}: format {data.get('format')!r}; accepted is {FORMAT!r}")
     features = {n: FeatureSpec.from_json(f) for n, f in data["features"].items()}
     action = ActionSpec.from_json(data["action"])
-    vectors = {n: torch.zeros(f.shape).numpy() for n, f in features.items() if f.dtype != "uint8"}
-    blank = torch.zeros(action.dim).numpy()
-    policy = build_policy(
-        CompactPolicyConfig(**data["config"]), features, action, Normalizer(features, vectors, vectors, blank, blank + 1)
-    )
+    config = CompactPolicyConfig(**{**BEFORE, **data["config"]})
+    policy = build_policy(config, features, action, Normalizer.blank(features, action, config.rotations))
     policy.load_state_dict(load_file(folder / "policy.safetensors"))
     policy.freeze()
     for name in ("stats_hash", "base_hash"):

@@ -23,12 +23,12 @@ def _told(config: CompactPolicyConfig) -> dict[str, Any]:
     """What a policy's description says of its configuration: where pretrained weights once lay is not part of it, nor are keys that
     policies did not have before and that leave them as they were."""
     found = asdict(config)
-    del found["image_weights"]
-    return (
-        found
-        if config.image_encoder != "small"
-        else {k: v for k, v in found.items() if k not in ("image_encoder", "image_pool")}
-    )
+    later = {"image_weights"}
+    if config.image_encoder == "small":
+        later |= {"image_encoder", "image_pool"}
+    if config.rotations == "quaternion":
+        later |= {"rotations"}
+    return {k: v for k, v in found.items() if k not in later}
 
 
 class CompactPolicy(nn.Module):
@@ -46,7 +46,7 @@ class CompactPolicy(nn.Module):
         self.encoders = nn.ModuleDict(
             {n.replace(".", "__"): image_encoder(config, features[n].shape) for n in normalizer.image_features}
         )
-        vector = sum(features[n].shape[0] for n in normalizer.vector_features)
+        vector = sum(normalizer.width(n) for n in normalizer.vector_features)
         self.conditioning_dim = config.n_obs_steps * (vector + config.image_dim * len(self.encoders))
         self.denoiser = Denoiser(config.horizon * action.dim, self.conditioning_dim, config.width, config.depth)
         self._spec: PolicySpec | None = None
@@ -176,7 +176,7 @@ class CompactPolicy(nn.Module):
         frames = conditioning.unflatten(1, (self.config.n_obs_steps, -1))[:, -1]
         out, at = {}, 0
         for name in self.normalizer.vector_features:
-            width = self.features[name].shape[0]
+            width = self.normalizer.width(name)
             out[name] = self.normalizer.unobservation(name, frames[:, at : at + width])
             at += width
         return out

@@ -18,6 +18,9 @@ class CompactPolicyConfig:
         width, depth: of the denoiser MLP.
         num_steps: sampling steps (DDIM or Euler).
         train_steps: diffusion timesteps in training.
+        rotations: what the networks see of a vector's quaternions (four names in a row that end in qx, qy, qz, qw): ``quaternion``,
+            as they were recorded; ``matrix``, two columns of the rotation matrix, which do not jump where a recording changes
+            a quaternion's sign (robosuite's relative orientations do).
         image_dim: features per camera.
         image_encoder: ``small`` is trained with the policy; ``squeezenet`` and ``resnet18`` (torchvision's) stay as they were
             pretrained, and only what reads their feature map is trained.
@@ -34,6 +37,7 @@ class CompactPolicyConfig:
     depth: int = 3
     num_steps: int = 5
     train_steps: int = 100
+    rotations: Literal["quaternion", "matrix"] = "matrix"
     image_dim: int = 64
     image_encoder: Literal["small", "squeezenet", "resnet18"] = "small"
     image_weights: str = ""

@@ -107,8 +107,8 @@ def _example(base: CompactPolicy, batch: int, seed: int = 0) -> tuple[list[Tenso
         if feature.dtype == "uint8":
             observation[name] = rng.integers(0, 256, shape).astype(np.uint8)
             continue
-        mean, std = (getattr(base.normalizer, base.normalizer._key(name, w)).cpu().numpy() for w in ("mean", "std"))
-        observation[name] = (mean + std * rng.normal(size=shape)).astype(np.float32)
+        seen = torch.from_numpy(rng.normal(size=(batch, n, base.normalizer.width(name)))).to(base.normalizer.action_low)
+        observation[name] = base.normalizer.unobservation(name, seen).cpu().numpy()
     assert base.spec.noise_shape is not None
     noise = rng.normal(size=(batch, *base.spec.noise_shape)).astype(np.float32)
     return [*(torch.from_numpy(v) for v in observation.values()), torch.from_numpy(noise)], observation, noise
