@@ -71,6 +71,8 @@ class Settings:
 
     Attributes:
         task: keys on top of ``configs/quickstart.yaml``, for runs and their base alike: another task.
+        base: folder beside the settings with the base that everybody gets, so that runs on several machines have the same one (cloning is
+            deterministic on one kind of processor only). Empty: it is cloned.
     """
 
     common: dict[str, Any]
@@ -79,6 +81,7 @@ class Settings:
     data: dict[str, dict[str, Any]]
     recipes: dict[str, Entry]
     task: dict[str, Any] = field(default_factory=dict)
+    base: str = ""
 
     @classmethod
     def read(cls, path: Path = SETTINGS) -> Settings:
@@ -91,6 +94,10 @@ class Settings:
         unknown = sorted(set(entries) - {p.stem for p in (CONFIGS / "recipes").glob("*.yaml")})
         if unknown:
             raise ValueError(f"{path}: recipes={unknown}: accepted are the names of files in {CONFIGS / 'recipes'}")
+        base = content.get("base", "")
+        if base and not (path.parent / base / "policy.json").exists():
+            raise ValueError(f"{path}: base={base!r}: accepted is a folder of {path.parent} that holds a policy")
+        content["base"] = str(path.parent / base) if base else ""
         return cls(recipes=entries, **content)
 
 
@@ -162,6 +169,9 @@ class Bench:
         for kind in sorted(kinds):
             made = load(PostTrainConfig, self.task, [f"--demos.{k}={v}" for k, v in self.settings.data[kind].items()])
             posttrain.gather(made.demos, made.env, spec, made.seed, RunFolder(self.shared / kind), Silent(), 1)
+        if self.settings.base:
+            shutil.copytree(self.settings.base, clumsy.base, dirs_exist_ok=True)
+            return
         with InterruptFlag() as flag:
             posttrain.prepare_base(task, spec, clumsy, Silent(), flag, "cpu")
 

@@ -123,3 +123,16 @@ def test_runs_that_a_table_holds_count_where_their_folders_are_gone(efficiency, 
     finish(elsewhere, "expo", 0, {4000: 0.95}, "gate")
     rows = {row["recipe"]: row for row in elsewhere.table(["expo"], [0])["rows"]}
     assert rows["expo"]["steps_to_90"] == [4000], "what was done again goes before"
+
+
+def test_a_base_that_is_kept_is_everybodys_and_a_missing_one_is_named(efficiency, race, tmp_path):
+    from recipes import Settings
+
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    with pytest.raises(ValueError, match="base='kept': accepted is a folder"):
+        Settings.of({"recipes": {}, "base": "kept"}, tmp_path / "settings.yaml")
+    (kept / "policy.json").write_text("{}")
+    entries = {"common": {}, "at_most": {}, "on_policy": {}, "data": {"clumsy": {}}, "recipes": {}}
+    settings = Settings.of(entries | {"base": "kept"}, tmp_path / "settings.yaml")
+    assert settings.base == str(kept)
