@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robot_rl.replay.buffer import WindowBatch
+from robot_rl.replay.batches import WindowBatch
 
 if TYPE_CHECKING:
     from robot_rl.learners.cloning import CloneRows

@@ -19,7 +19,7 @@ from robot_rl.learners.row_class import SUCCEEDED
 from robot_rl.learners.updates import frozen_flat, load_network_state, network_state
 from robot_rl.nn.flat import FlatAdam, FlatParameters, polyak_
 from robot_rl.policies.base import BasePolicy
-from robot_rl.replay.buffer import ChunkBatch
+from robot_rl.replay.batches import ChunkBatch
 
 
 class CloneRows(NamedTuple):

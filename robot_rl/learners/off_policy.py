@@ -32,7 +32,8 @@ from robot_rl.nn.flat import FlatAdam
 from robot_rl.nn.grad import without_grad
 from robot_rl.nn.mlp import StackedMLP
 from robot_rl.policies.base import BasePolicy
-from robot_rl.replay.buffer import ReplayBuffer, WindowBatch
+from robot_rl.replay.batches import WindowBatch
+from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.types import Stratum
 
 PARTS = ("student", "cloner", "support", "optimism")

@@ -1,6 +1,7 @@
 """Episodes on disk (zarr, crash-safe) and in RAM (windows, strata), and ways in and out for other formats."""
 
-from robot_rl.replay.buffer import ChunkBatch, ReplayBuffer, WindowBatch
+from robot_rl.replay.batches import ChunkBatch, WindowBatch
+from robot_rl.replay.buffer import ReplayBuffer
 from robot_rl.replay.errors import CorruptEpisodeError, HeldOutSeedError, SchemaError, StoreError, StoreFullError
 from robot_rl.replay.sampling import STRATA, EmptyBufferError
 from robot_rl.replay.store import EpisodeStore, StoreSummary, TailCursor, open_or_create

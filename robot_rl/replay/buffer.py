@@ -7,108 +7,17 @@ reward changes, so a draw is a few gathers. float32 throughout; the caller's gen
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
-from robot_rl.replay.reward_log import LABEL_SOURCE, RewardTable
-from robot_rl.replay.sampling import CODE, StartGroup
+from robot_rl.replay.batches import ChunkBatch, PrefixRows, WindowBatch
+from robot_rl.replay.gathering import Gatherer
+from robot_rl.replay.reward_log import RewardTable
+from robot_rl.replay.rewards_in_force import rewards_in_force
+from robot_rl.replay.ring import Ring, Slot
 from robot_rl.replay.windows import EpisodeArrays, WindowConfig, decision_starts, final_observation_known, window_table
 from robot_rl.types import Episode, FeatureSpec, RewardEvent, RewardKind, Source, Stratum
-
-EVICTION_ORDER = (Stratum.ONLINE, Stratum.INTERVENTION, Stratum.PRIOR, Stratum.DEMONSTRATION)
-_IMITATED = np.array([int(Source.POLICY), int(Source.HUMAN)], np.uint8)
-
-
-@dataclass(slots=True)
-class WindowBatch:
-    """B windows of n rows, float32 unless said otherwise; actions are normalised.
-
-    Attributes:
-        conditioning: (B, C) at the window's start.
-        action: (B, n, A) executed. Rows past the window's end hold the proposed rows where the window starts at a decision
-            whose chunk is known, else the last action (zero in delta dimensions).
-        mask: (B, n) bool, rows that ran.
-        reward: (B,) discounted sum inside the window.
-        discount: (B,) factor of the bootstrap value; 0 after the terminal step.
-        next_conditioning: (B, C) after the window's last row.
-        weight: (B,) 1.0: windows of weight 0 are not drawn. Divide losses by its sum.
-        noise: (B, H_w, A_w) of the decision that starts here, zeros where ``is_decision`` is False; ``None`` without noise.
-        action_base, next_action_base: (B, n, A) base actions of these rows, and of the n rows from the bootstrap observation
-            on (padded like ``action``; of no meaning where ``discount`` is 0); ``None`` when the buffer holds none.
-        is_decision: (B,) bool.
-        stratum: (B,) uint8, position in ``list(Stratum)``.
-        episode_index: (B,) int64 for :meth:`ReplayBuffer.episode_id`.
-        step: (B,) int64 start step within the episode.
-        extra: name to (B, ...) at the window's start.
-    """
-
-    conditioning: np.ndarray
-    action: np.ndarray
-    mask: np.ndarray
-    reward: np.ndarray
-    discount: np.ndarray
-    next_conditioning: np.ndarray
-    weight: np.ndarray
-    noise: np.ndarray | None
-    action_base: np.ndarray | None
-    next_action_base: np.ndarray | None
-    is_decision: np.ndarray
-    stratum: np.ndarray
-    episode_index: np.ndarray
-    step: np.ndarray
-    extra: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.reward)
-
-
-class PrefixRows(NamedTuple):
-    """What every beginning of B windows of n rows is worth learning from; j runs from 1 to n.
-
-    reward, discount, weight (B, n) of the first j rows, next_conditioning (B, n, C) after them. Weight 0: they did not all run, a
-    reward is missing, or the observation after them is not known.
-    """
-
-    reward: np.ndarray
-    discount: np.ndarray
-    next_conditioning: np.ndarray
-    weight: np.ndarray
-
-
-class ChunkBatch(NamedTuple):
-    """For behaviour cloning: conditioning (B, n_obs, C) oldest first, action (B, H, A), mask (B, H) bool."""
-
-    conditioning: np.ndarray
-    action: np.ndarray
-    mask: np.ndarray
-
-
-@dataclass(slots=True)
-class _Slot:
-    """One episode in the ring. ``raw`` are its rewards before events and labels."""
-
-    number: int
-    episode_id: str
-    base: int
-    length: int
-    stratum: Stratum
-    raw: np.ndarray
-    source: np.ndarray
-    decision_id: np.ndarray
-    starts: np.ndarray
-    terminated: bool
-    final_known: bool
-    chunks: np.ndarray | None
-    noise_rows: np.ndarray
-    success: bool | None = None
-    success_step: int = 0
-    terminates: bool = True
-    composed: tuple[np.ndarray, int, bool] | None = None
-    component: np.ndarray | None = None  # a learner's own reward, beside the recorded one or (alone) instead of it
-    alone: bool = False
-    ends: np.ndarray | None = None  # steps that end the MDP of a learner's own reward
 
 
 class ReplayBuffer:
@@ -126,8 +35,8 @@ class ReplayBuffer:
         views: K encodings of every observation, of which a draw takes one at random (pictures moved by a few pixels each time).
         lend_interventions: windows of other strata whose first row a human executed are also drawn as ``intervention``.
 
-    When full, the oldest episode of the first stratum of ``EVICTION_ORDER`` that has any makes room: online data goes first,
-    demonstrations last.
+    When full, the oldest episode of the first stratum of :data:`~robot_rl.replay.ring.EVICTION_ORDER` that has any makes room:
+    online data goes first, demonstrations last.
     """
 
     def __init__(
@@ -160,41 +69,12 @@ class ReplayBuffer:
         self.chunk_horizon = chunk_horizon
         self.success_reward, self.failure_reward = float(success_reward), float(failure_reward)
         self.lend_interventions = lend_interventions
-        # Episodes lie in one piece; the slack keeps the gaps between them from forcing a compaction at every eviction.
-        rows = self._rows = self.capacity + max(self.capacity // 8, 64)
-        self._ring: dict[str, np.ndarray] = {
-            "conditioning": np.zeros((rows, self.conditioning_dim), np.float32),
-            "action": np.zeros((rows, self.action_dim), np.float32),
-            "window_rows": np.zeros(rows, np.int32),
-            "reward": np.zeros(rows, np.float32),
-            "discount": np.zeros(rows, np.float32),
-            "valid": np.zeros(rows, bool),  # whether the window that starts here may be drawn
-            "step_reward": np.zeros(rows, np.float32),  # NaN where a row may not be learned from
-            "ends": np.zeros(rows, bool),
-            "is_decision": np.zeros(rows, bool),
-            "imitated": np.zeros(rows, bool),
-            "noise_row": np.zeros(rows, np.int32),
-            "left": np.zeros(rows, np.int32),  # steps from here to the episode's end
-            "stratum": np.zeros(rows, np.uint8),
-        }
         self.views = int(views)
-        if self.views > 1:
-            self._ring["views"] = np.zeros((rows, self.views - 1, self.conditioning_dim), np.float32)
-        self._extra = dict(extra or {})
-        for name, spec in self._extra.items():
-            self._ring[f"extra:{name}"] = np.zeros((rows, *spec.shape), spec.dtype)
-        self._has_base: bool | None = None
-        # Row 0 is all zeros: the noise of a step that starts no decision.
-        self._noise = None if self.noise_shape is None else np.zeros((rows + 1, *self.noise_shape), np.float32)
-        self._free_noise = np.arange(rows, 0, -1, dtype=np.int32)
-        self._n_free = rows
-        self._windows = StartGroup(rows)
-        self._chunks = StartGroup(rows)
-        self._states = StartGroup(rows, every_step=True)
-        self._slots: dict[str, _Slot] = {}  # insertion order is age
-        self._by_number: dict[int, _Slot] = {}
-        self._next_number = 0
-        self._used = 0
+        self._ring = Ring(
+            self.capacity, conditioning_dim=self.conditioning_dim, action_dim=self.action_dim, noise_shape=self.noise_shape,
+            extra=extra or {}, views=self.views,
+        )  # fmt: skip
+        self._gatherer = Gatherer(self._ring, self.delta_mask)
         self._table = RewardTable()
         self.evicted_episodes = 0
 
@@ -202,52 +82,52 @@ class ReplayBuffer:
 
     def __len__(self) -> int:
         """Steps held (final observations not counted)."""
-        return self._used - len(self._slots)
+        return len(self._ring)
 
     def __contains__(self, episode_id: object) -> bool:
-        return episode_id in self._slots
+        return episode_id in self._ring.slots
 
     def episode_ids(self) -> list[str]:
         """Episodes held, oldest first. Adding them in this order to an empty buffer gives one that samples the same."""
-        return list(self._slots)
+        return list(self._ring.slots)
 
     def numbers(self) -> set[int]:
         """``WindowBatch.episode_index`` of everything held."""
-        return set(self._by_number)
+        return set(self._ring.by_number)
 
     def episode_id(self, index: int) -> str:
         """The id behind ``WindowBatch.episode_index``. Raises KeyError for one that has been evicted."""
-        return self._by_number[int(index)].episode_id
+        return self._ring.by_number[int(index)].episode_id
 
     @property
     def extra_names(self) -> frozenset[str]:
         """Names of the further per-step arrays that :meth:`add` wants."""
-        return frozenset(self._extra)
+        return frozenset(self._ring.extra)
 
     def column(self, name: str) -> np.ndarray:
         """(steps, ...) a further per-step array over everything held, oldest episode first."""
         rows = self._ring[f"extra:{name}"]
-        parts = [rows[s.base : s.base + s.length] for s in self._slots.values()]
+        parts = [rows[s.base : s.base + s.length] for s in self._ring.slots.values()]
         return np.concatenate(parts) if parts else rows[:0].copy()
 
     def conditioning(self, number: int) -> np.ndarray:
         """(L + 1, C) of one episode, by its number; a view."""
-        slot = self._by_number[number]
+        slot = self._ring.by_number[number]
         return self._ring["conditioning"][slot.base : slot.base + slot.length + 1]
 
     def rows(self, name: str, number: int) -> np.ndarray:
         """(L, ...) a further per-step array of one episode, by its number; a view, and may be written to."""
-        slot = self._by_number[number]
+        slot = self._ring.by_number[number]
         return self._ring[f"extra:{name}"][slot.base : slot.base + slot.length]
 
     def starts(self) -> dict[Stratum, int]:
         """Windows that may be drawn per stratum (a lent intervention counts in both)."""
-        return self._windows.available()
+        return self._ring.windows.available()
 
     @property
     def total_starts(self) -> int:
         """Windows that may be drawn without ratios."""
-        return self._windows.all.total
+        return self._ring.windows.all.total
 
     def add(
         self,
@@ -288,7 +168,7 @@ class ReplayBuffer:
         length = len(episode)
         who = f"episode {episode.meta.episode_id!r}"
         stratum = Stratum(episode.meta.stratum if stratum is None else stratum)
-        if not episode.meta.episode_id or episode.meta.episode_id in self._slots:
+        if not episode.meta.episode_id or episode.meta.episode_id in self._ring.slots:
             raise ValueError(f"{who} is already in the buffer, or has no id")
         if not 1 <= length < self.capacity:
             raise ValueError(f"{who} has {length} steps; accepted are 1 to {self.capacity - 1} with capacity={self.capacity}")
@@ -300,10 +180,10 @@ class ReplayBuffer:
         if views is not None:
             views = _fit(views, (length + 1, self.views - 1, self.conditioning_dim), f"{who}: views")
         action = _fit(action, (length, self.action_dim), f"{who}: action")
-        if self._has_base is not None and self._has_base != (action_base is not None):
+        if self._ring.has_base is not None and self._ring.has_base != (action_base is not None):
             raise ValueError(
                 f"{who} comes {'without' if action_base is None else 'with'} action_base, the episodes before it "
-                f"{'with' if self._has_base else 'without'}: compute base actions for all of them or none"
+                f"{'with' if self._ring.has_base else 'without'}: compute base actions for all of them or none"
             )
         if action_base is not None:
             action_base = _fit(action_base, (length, self.action_dim), f"{who}: action_base")
@@ -312,21 +192,21 @@ class ReplayBuffer:
             horizon = chunks.shape[1] if chunks.ndim == 3 and self.chunk_horizon is None else self.chunk_horizon
             chunks = _fit(chunks, (len(episode.decisions), horizon or 0, self.action_dim), f"{who}: chunks").copy()
         extra = dict(extra or {})
-        if extra.keys() != self._extra.keys():
-            raise ValueError(f"{who}: extra has {sorted(extra)}, expected {sorted(self._extra)}")
-        extra = {k: _fit(v, (length, *self._extra[k].shape), f"{who}: {k}", self._extra[k].dtype) for k, v in extra.items()}
+        if extra.keys() != self._ring.extra.keys():
+            raise ValueError(f"{who}: extra has {sorted(extra)}, expected {sorted(self._ring.extra)}")
+        extra = {
+            k: _fit(v, (length, *self._ring.extra[k].shape), f"{who}: {k}", self._ring.extra[k].dtype) for k, v in extra.items()
+        }
         if reward_component is not None:
             reward_component = np.array(reward_component, np.float32)
             _fit(np.nan_to_num(reward_component, nan=0.0, posinf=np.inf, neginf=-np.inf), (length,), f"{who}: reward_component")
         elif not task_reward:
             raise ValueError(f"{who}: task_reward=False leaves no reward at all; accepted with a reward_component")
         starts, noise_rows = self._starts(episode, who)
-        base = self._allocate(length + 1)
-        if action_base is not None and not self._has_base:
-            self._ring["action_base"] = np.zeros((self._rows, self.action_dim), np.float32)
-        self._has_base = action_base is not None
-        slot = _Slot(
-            number=self._next_number, episode_id=episode.meta.episode_id, base=base, length=length, stratum=stratum,
+        base = self._make_room(length + 1)
+        self._ring.expect_base(action_base is not None)
+        slot = Slot(
+            number=self._ring.next_number, episode_id=episode.meta.episode_id, base=base, length=length, stratum=stratum,
             raw=np.array(episode.reward, np.float32), source=np.array(episode.source, np.uint8),
             decision_id=np.array(episode.decision_id, np.int32), starts=starts,
             terminated=bool(episode.terminated[-1]) if terminated is None else terminated,
@@ -334,30 +214,7 @@ class ReplayBuffer:
             component=reward_component, alone=not task_reward,
             ends=None if ends is None else _fit(ends, (length,), f"{who}: ends", "bool").copy(),
         )  # fmt: skip
-        here = slice(base, base + length)
-        ring = self._ring
-        ring["conditioning"][base : base + length + 1] = conditioning
-        if views is not None:
-            ring["views"][base : base + length + 1] = views
-        ring["action"][here] = action
-        if action_base is not None:
-            ring["action_base"][here] = action_base
-        for name, rows in extra.items():
-            ring[f"extra:{name}"][here] = rows
-        ring["is_decision"][here] = starts
-        ring["imitated"][here] = np.isin(slot.source, _IMITATED)
-        ring["noise_row"][base : base + length + 1] = 0
-        ring["left"][base : base + length + 1] = np.arange(length, -1, -1)
-        ring["stratum"][here] = CODE[stratum]
-        if noise_rows is not None and self._noise is not None:
-            slot.noise_rows = self._take_noise_rows(len(noise_rows))
-            self._noise[slot.noise_rows] = noise_rows
-            ring["noise_row"][here][starts] = slot.noise_rows
-        self._slots[slot.episode_id] = self._by_number[slot.number] = slot
-        self._next_number += 1
-        self._used += length + 1
-        self._states.set(slot.number, base, stratum, length)
-        self._chunks.set(slot.number, base, stratum, np.flatnonzero(ring["imitated"][here]))
+        self._ring.put(slot, conditioning, action, action_base=action_base, views=views, extra=extra, noise_rows=noise_rows)
         self._refresh(slot)
         return slot.number
 
@@ -376,53 +233,15 @@ class ReplayBuffer:
             return starts, None
         return starts, _fit(np.stack(noise), (len(noise), *self.noise_shape), f"{who}: noise")
 
-    def _take_noise_rows(self, count: int) -> np.ndarray:
-        self._n_free -= count
-        return self._free_noise[self._n_free : self._n_free + count].copy()
-
-    # ------------------------------------------------------------------ room in the ring
-
-    def _allocate(self, size: int) -> int:
-        while self._used + size > self.capacity:
-            self._evict()
-        slots = sorted(self._slots.values(), key=lambda s: s.base)
-        begins = np.array([*(s.base for s in slots), self._rows])
-        ends = np.array([0, *(s.base + s.length + 1 for s in slots)])
-        fitting = np.flatnonzero(begins - ends >= size)
-        if len(fitting):
-            # The gap behind the newest episode first: episodes then lie in the order they came, and gaps merge.
-            newest = next(reversed(self._slots.values()), None)
-            after = fitting[ends[fitting] >= (0 if newest is None else newest.base)]
-            return int(ends[after[0] if len(after) else fitting[0]])
-        at = 0
-        for slot in slots:
-            if slot.base != at:
-                for array in self._ring.values():
-                    array[at : at + slot.length + 1] = array[slot.base : slot.base + slot.length + 1].copy()
-                for group in (self._windows, self._chunks, self._states):
-                    group.move(slot.number, slot.base, at, slot.length + 1)
-                slot.base = at
-            at += slot.length + 1
-        return at
-
-    def _evict(self) -> None:
-        for stratum in EVICTION_ORDER:
-            oldest = next((s for s in self._slots.values() if s.stratum is stratum), None)
-            if oldest is not None:
-                self.remove(oldest.episode_id)
-                self.evicted_episodes += 1
-                return
+    def _make_room(self, size: int) -> int:
+        while not self._ring.fits(size):
+            self.remove(self._ring.next_out())
+            self.evicted_episodes += 1
+        return self._ring.allocate(size)
 
     def remove(self, episode_id: str) -> None:
         """Drop one episode. Raises KeyError when it is not in the buffer."""
-        slot = self._slots.pop(episode_id)
-        del self._by_number[slot.number]
-        self._used -= slot.length + 1
-        for group in (self._windows, self._chunks, self._states):
-            group.remove(slot.number)
-        count = len(slot.noise_rows)
-        self._free_noise[self._n_free : self._n_free + count] = slot.noise_rows
-        self._n_free += count
+        self._ring.remove(episode_id)
         self._table.forget(episode_id)
 
     # ------------------------------------------------------------------ rewards
@@ -442,7 +261,7 @@ class ReplayBuffer:
         if not isinstance(event, RewardEvent):
             episode_id, step, value = event
             return self.set_rewards(episode_id, np.asarray([value], np.float32), first=int(step))
-        slot = self._slots.get(event.episode_id)
+        slot = self._ring.slots.get(event.episode_id)
         if slot is None:
             return False
         if event.kind is RewardKind.POTENTIAL:
@@ -459,7 +278,7 @@ class ReplayBuffer:
 
     def set_rewards(self, episode_id: str, values: np.ndarray, *, first: int = 0) -> bool:
         """Replace the recorded rewards of transitions [first, first + len(values)); False when the episode is not here."""
-        slot = self._slots.get(episode_id)
+        slot = self._ring.slots.get(episode_id)
         if slot is None:
             return False
         if not 0 <= first <= first + len(values) <= slot.length:
@@ -479,7 +298,7 @@ class ReplayBuffer:
         Raises:
             ValueError: shapes do not fit, or the episode came with a learner's own ``reward_component``: who composes must know all.
         """
-        slot = self._slots.get(episode_id)
+        slot = self._ring.slots.get(episode_id)
         if slot is None:
             return False
         if slot.component is not None:
@@ -502,7 +321,7 @@ class ReplayBuffer:
         the last), which then ends the MDP if ``terminates``; what was recorded after it is no longer sampled. Failure puts
         ``failure_reward`` on the last transition and leaves how the episode ended as it was.
         """
-        slot = self._slots.get(episode_id)
+        slot = self._ring.slots.get(episode_id)
         if slot is None:
             return False
         step = slot.length if step is None else int(step)
@@ -512,42 +331,16 @@ class ReplayBuffer:
         self._refresh(slot)
         return True
 
-    def _composed(self, slot: _Slot) -> tuple[np.ndarray, int, bool]:
-        """Rewards in force, steps that may be sampled, and whether the last of them is terminal."""
-        if slot.composed is not None:
-            return slot.composed
-        reward = slot.raw.copy()
-        success, step, terminates = slot.success, slot.success_step, slot.terminates
-        heard: dict[int, float] = {}
-        labels = []
-        for event in self._table.active(slot.episode_id):
-            if event.valid and event.source == LABEL_SOURCE:
-                labels.append(event)
-            elif event.valid:
-                heard[event.step] = heard.get(event.step, 0.0) + event.value
-        for k, value in heard.items():
-            reward[k - 1] = value
-        if labels:
-            last = max(labels, key=lambda e: e.event_id)
-            success, step, terminates = last.value > 0.5, last.step, True
-        if success is None:
-            return reward, slot.length, slot.terminated
-        reward[np.isnan(reward)] = 0.0
-        if not success:
-            reward[-1] = self.failure_reward
-            return reward, slot.length, slot.terminated
-        reward[step - 1] = self.success_reward
-        return (reward, step, True) if terminates else (reward, slot.length, slot.terminated)
-
     def set_gamma(self, gamma: float) -> None:
         """Cut every window with another discount from now on. Raises ValueError for one outside (0, 1]."""
         self.window = replace(self.window, gamma=gamma)
-        for slot in self._slots.values():
+        for slot in self._ring.slots.values():
             self._refresh(slot)
 
-    def _refresh(self, slot: _Slot) -> None:
+    def _refresh(self, slot: Slot) -> None:
         """Work out the windows of one episode again."""
-        reward, length, terminated = self._composed(slot)
+        events = self._table.active(slot.episode_id)
+        reward, length, terminated = rewards_in_force(slot, events, self.success_reward, self.failure_reward)
         if slot.component is not None:
             reward = slot.component if slot.alone else reward + slot.component
         here = slice(slot.base, slot.base + length)
@@ -569,10 +362,10 @@ class ReplayBuffer:
         self._ring["ends"][here.stop - 1] |= terminated
         if not (terminated or arrays.final_known):
             self._ring["step_reward"][here.stop - 1] = np.nan
-        self._windows.set(slot.number, slot.base, slot.stratum, np.flatnonzero(table.valid))
+        self._ring.windows.set(slot.number, slot.base, slot.stratum, np.flatnonzero(table.valid))
         if self.lend_interventions and slot.stratum is not Stratum.INTERVENTION:
             lent = np.flatnonzero(table.valid & (slot.source[:length] == Source.HUMAN))
-            self._windows.set(slot.number, slot.base, Stratum.INTERVENTION, lent, lent=True)
+            self._ring.windows.set(slot.number, slot.base, Stratum.INTERVENTION, lent, lent=True)
 
     # ------------------------------------------------------------------ sampling
 
@@ -589,97 +382,22 @@ class ReplayBuffer:
         Raises:
             EmptyBufferError: no valid window (in the strata asked for).
         """
-        (number, base, step), codes = self._windows.draw(batch_size, rng, ratios)
-        return self._gather(number, base, step, codes, rng)
+        (number, base, step), codes = self._ring.windows.draw(batch_size, rng, ratios)
+        return self._gatherer.windows(self.window.n, number, base, step, codes, rng)
 
     def sample_prefixes(
         self, batch_size: int, rng: np.random.Generator, ratios: Mapping[Stratum | str, float] | None = None
     ) -> tuple[WindowBatch, PrefixRows]:
         """Draw windows from every step, and what each of their beginnings is worth; a window that was cut short has weight 0."""
-        (number, base, step), codes = self._states.draw(batch_size, rng, ratios)
-        windows = self._gather(number, base, step, codes, rng)
-        ring, n, gamma = self._ring, self.window.n, self.window.gamma
-        at, offsets = base + step, np.arange(n)
-        windows.weight = ring["valid"][at].astype(np.float32)
-        inside = offsets < ring["left"][at][:, None]
-        places = at[:, None] + np.minimum(offsets, ring["left"][at][:, None] - 1)
-        reward = np.cumsum(np.where(inside, ring["step_reward"][places], np.nan) * gamma**offsets, axis=1)
-        weight = np.isfinite(reward)
-        discount = np.where(ring["ends"][places], 0.0, gamma ** (offsets + 1.0))
-        rows = np.where(weight, reward, 0.0).astype(np.float32), np.where(weight, discount, 0.0).astype(np.float32)
-        return windows, PrefixRows(*rows, self._seen(places + 1, rng), weight.astype(np.float32))
-
-    def _gather(
-        self, number: np.ndarray, base: np.ndarray, step: np.ndarray, codes: np.ndarray | None, rng: np.random.Generator
-    ) -> WindowBatch:
-        ring, n, batch_size = self._ring, self.window.n, len(step)
-        at = base + step
-        if codes is None:
-            codes = ring["stratum"][at]
-        rows = ring["window_rows"][at]
-        offsets = np.arange(n)
-        mask = offsets < rows[:, None]
-        places = at[:, None] + np.minimum(offsets, rows[:, None] - 1)
-        is_decision = ring["is_decision"][at]
-        action = ring["action"].take(places, axis=0)
-        self._pad(action, mask, np.flatnonzero(rows < n), number, step, is_decision)
-        next_at = at + rows
-        has_base = bool(self._has_base)
-        return WindowBatch(
-            conditioning=self._seen(at, rng),
-            action=action,
-            mask=mask,
-            reward=ring["reward"][at],
-            discount=ring["discount"][at],
-            next_conditioning=self._seen(next_at, rng),
-            weight=np.ones(batch_size, np.float32),
-            noise=None if self._noise is None else self._noise.take(ring["noise_row"][at], axis=0),
-            action_base=self._base_rows(at) if has_base else None,
-            next_action_base=self._base_rows(next_at) if has_base else None,
-            is_decision=is_decision,
-            stratum=np.array(codes),
-            episode_index=number,
-            step=step,
-            extra={name: ring[f"extra:{name}"].take(at, axis=0) for name in self._extra},
-        )
-
-    def _seen(self, at: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(..., C) conditioning at ring rows ``at``; where observations have several encodings, one of them each."""
-        found = self._ring["conditioning"].take(at, axis=0)
-        if self.views > 1:
-            which = rng.integers(self.views, size=at.shape)
-            moved = which > 0
-            found[moved] = self._ring["views"][at[moved], which[moved] - 1]
-        return found
-
-    def _pad(
-        self, action: np.ndarray, mask: np.ndarray, cut: np.ndarray, number: np.ndarray, step: np.ndarray, starts: np.ndarray
-    ) -> None:
-        """Rows past the end (they hold the last action so far): zero in delta dimensions, or what was proposed."""
-        if not len(cut):
-            return
-        action[cut] *= mask[cut][:, :, None] | ~self.delta_mask
-        for i in cut[starts[cut]].tolist():
-            slot = self._by_number[int(number[i])]
-            if slot.chunks is not None:
-                proposed = slot.chunks[slot.decision_id[step[i]]]
-                first, last = int(mask[i].sum()), min(self.window.n, len(proposed))
-                action[i, first:last] = proposed[first:last]
-
-    def _base_rows(self, at: np.ndarray) -> np.ndarray:
-        """(B, n, A) base actions from ring row ``at`` on, held (or zero) past the episode's last step."""
-        offsets = np.arange(self.window.n)
-        left = self._ring["left"][at][:, None]
-        out = self._ring["action_base"].take(at[:, None] + np.minimum(offsets, left - 1), axis=0)
-        out *= (offsets < left)[:, :, None] | ~self.delta_mask
-        return out
+        (number, base, step), codes = self._ring.states.draw(batch_size, rng, ratios)
+        return self._gatherer.prefixes(self.window.n, self.window.gamma, number, base, step, codes, rng)
 
     def sample_states(
         self, batch_size: int, rng: np.random.Generator, ratios: Mapping[Stratum | str, float] | None = None
     ) -> np.ndarray:
         """(B, C) conditioning at uniform steps, whether or not their rewards are known."""
-        (_, base, step), _ = self._states.draw(batch_size, rng, ratios)
-        return self._seen(base + step, rng)
+        (_, base, step), _ = self._ring.states.draw(batch_size, rng, ratios)
+        return self._gatherer.seen(base + step, rng)
 
     def sample_chunks(
         self,
@@ -707,17 +425,8 @@ class ReplayBuffer:
         """:meth:`sample_chunks`, and the extra arrays of its rows: name to (B, H, ...), past the end those of the last step."""
         if horizon < 1 or n_obs < 1:
             raise ValueError(f"horizon={horizon}, n_obs={n_obs}: accepted are integers >= 1")
-        (_, base, step), _ = self._chunks.draw(batch_size, rng, ratios)
-        back = np.maximum(step[:, None] - np.arange(n_obs - 1, -1, -1), 0)
-        left = self._ring["left"][base + step]
-        offsets = np.arange(horizon)
-        inside = offsets < left[:, None]
-        places = (base + step)[:, None] + np.minimum(offsets, left[:, None] - 1)
-        action = self._ring["action"].take(places, axis=0)
-        action *= inside[:, :, None] | ~self.delta_mask
-        mask = inside & self._ring["imitated"].take(places)
-        extra = {name: self._ring[f"extra:{name}"].take(places, axis=0) for name in self._extra}
-        return ChunkBatch(self._ring["conditioning"].take(base[:, None] + back, axis=0), action, mask), extra
+        (_, base, step), _ = self._ring.chunks.draw(batch_size, rng, ratios)
+        return self._gatherer.chunks(horizon, n_obs, base, step)
 
 
 def _fit(value: np.ndarray, shape: tuple[int, ...], what: str, dtype: str = "float32") -> np.ndarray:
