@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robot_rl.runtime.braking import brake, braking_extent, distance_to_stop, highest_start
+from robot_rl.runtime.motion_limits import SLACK, MotionLimits
 from robot_rl.types import ActionSpec, SafetyFlag
 
 _NONE = SafetyFlag.NONE
-_SLACK = 1e-9  # relative: a command exactly at a limit is inside it, whatever the last bit of a product says
 
 
 class SafetyLevel(IntEnum):
@@ -127,25 +126,18 @@ class SafetyFilter:
         self._gripper = [k.startswith("gripper") for k in spec.kind]
         self._low, self._high = self._position_limits()
         self._v = _vector("velocity", config.velocity, spec, scale)
-        self._a = _vector("acceleration", config.acceleration, spec, scale)
-        self._j = _vector("jerk", config.jerk, spec, scale)
+        acceleration = _vector("acceleration", config.acceleration, spec, scale)
+        jerk = _vector("jerk", config.jerk, spec, scale)
         self._chunk = _vector("chunk_rate", config.chunk_rate, spec, scale)
         self._neutral = None if config.neutral is None else [float(x) for x in config.neutral]
         if self._neutral is not None and (len(self._neutral) != spec.dim or not all(map(isfinite, self._neutral))):
             raise ValueError(f"safety.neutral={list(config.neutral or ())}: accepted are {spec.dim} finite numbers")
-        self._kinematic = any(limit is not None for limit in (self._v, self._a, self._j))
-        none = [inf] * spec.dim
-        self._A, self._J = self._a or none, self._j or none
-        # A delta dimension's accepted range is a limit on its speed as well; braking has to know.
-        self._top = [
-            min(v, hi * self._hz) if d else v for v, hi, d in zip(self._v or none, self._high, self._delta, strict=True)
-        ]
-        self._back = [
-            max(-v, lo * self._hz) if d else -v for v, lo, d in zip(self._v or none, self._low, self._delta, strict=True)
-        ]
-        self._dynamic = any(x != inf for x in self._A + self._J)
+        self._kinematic = any(limit is not None for limit in (self._v, acceleration, jerk))
         self._jump = self._jump_limits()
-        self._room = [self._braking_room(i) for i in range(spec.dim)]
+        self._motion = MotionLimits(
+            self._v, acceleration, jerk, low=self._low, high=self._high, delta=self._delta, gripper=self._gripper,
+            hz=self._hz,
+        )  # fmt: skip
         self._observation_ns = self._ns("max_observation_age_s")
         self._operator_ns = self._ns("max_operator_age_s")
         self._watchdog_ns = self._ns("watchdog_s")
@@ -190,20 +182,7 @@ class SafetyFilter:
             return None
         if not factor >= 0:
             raise ValueError(f"safety.step_jump_factor={factor}: accepted are numbers >= 0, or null")
-        return [inf if v == inf else factor * v * self._dt * (1 + _SLACK) for v in self._v]
-
-    def _braking_room(self, i: int) -> float:
-        """Further than this from a position limit, no speed this dimension may have can reach it while braking."""
-        v, a, j = self._top[i], self._A[i], self._J[i]
-        if self._delta[i] or (a == inf and j == inf):
-            return 0.0
-        if v == inf:
-            return inf
-        if j == inf:
-            return distance_to_stop(v, a, self._dt)
-        if j == 0.0 or a == 0.0:
-            return inf
-        return braking_extent(v, min(a, v * self._hz), a, j, self._dt)[1] + v * self._dt
+        return [inf if v == inf else factor * v * self._dt * (1 + SLACK) for v in self._v]
 
     def _ns(self, key: str) -> int | None:
         value = getattr(self.config, key)
@@ -233,18 +212,16 @@ class SafetyFilter:
             last = [0.0 if delta else v for delta, v in zip(self._delta, values.tolist(), strict=True)]
         elif self._kinematic or self._chunk:
             for i, name in enumerate(self.spec.names):
-                limited = min(self._top[i], self._A[i], self._J[i]) < inf or (self._chunk is not None and not self._gripper[i])
+                limited = self._motion.limited(i) or (self._chunk is not None and not self._gripper[i])
                 if limited and last[i] is None:
                     raise ValueError(f"measured is missing: the limits on the change of {name!r} need to know where it is")
         if measured is None and self._neutral is not None:
             last = [n if x is None else x for n, x in zip(self._neutral, last, strict=True)]
         self._known = all(x is not None for x in last)
         self._last: list[float] = [0.0 if x is None else x for x in last]
-        self._speed = [0.0] * self._dim
-        self._acceleration = [0.0] * self._dim
         self._now, self._hold_since, self._good_ticks_left = int(now_ns), -1, 0
-        self._catching_up = self._chasing = False
-        self._wished = list(self._last)
+        self._catching_up = False
+        self._motion.reset(self._last)
         self._sides: dict[int, bool] = {}
         self._toggles: dict[int, list[int]] = {i: [] for i in self._grippers}
         self._ready = True
@@ -347,7 +324,7 @@ class SafetyFilter:
                 target, slowed = self._limit_chunk_rate(target)
                 flags |= slowed
         if self._kinematic:
-            target, limited = self._limit_motion(target, bool(hold))
+            target, limited = self._motion.limit(target, self._last, bool(hold))
             flags |= limited
         level = self._level(bool(hold), flags, now_ns)
         unchanged = target is values or target == values
@@ -416,7 +393,7 @@ class SafetyFilter:
         for i in range(self._dim):
             if not self._gripper[i]:
                 change, allowed = abs(values[i] - self._last[i]), self._chunk[i] * self._dt
-                if change > allowed * (1 + _SLACK):
+                if change > allowed * (1 + SLACK):
                     scale = min(scale, allowed / change)
         if scale == 1.0:
             self._catching_up = False
@@ -426,159 +403,3 @@ class SafetyFilter:
             for x, last, gripper in zip(values, self._last, self._gripper, strict=True)
         ]
         return slowed, int(SafetyFlag.CHUNK_RATE)
-
-    # -- velocity, acceleration, jerk --------------------------------------------------------------------------------------
-
-    def _limit_motion(self, target: list[float], hold: bool) -> tuple[list[float], int]:
-        dim, hz, dt = self._dim, self._hz, self._dt
-        speed, accel = self._speed, self._acceleration
-        wish = [x * hz if d else (x - last) * hz for x, last, d in zip(target, self._last, self._delta, strict=True)]
-        flags = 0
-        for i in range(dim):  # the cheap question first: is anything outside at all?
-            v = wish[i]
-            if v > self._top[i] * (1 + _SLACK) or v < self._back[i] * (1 + _SLACK):
-                flags |= 4
-            if self._dynamic:
-                a = (v - speed[i]) * hz
-                if abs(a) > self._A[i] * (1 + _SLACK):
-                    flags |= 8
-                if abs(a - accel[i]) * hz > self._J[i] * (1 + _SLACK):
-                    flags |= 16
-                if not flags and not self._can_stop(i, v, a):
-                    flags |= 16 if self._J[i] != inf else 8
-        if self._dynamic and (flags or self._chasing):
-            eased, caught = self._ease(wish, target, hold)
-            self._chasing = bool(flags) or not caught
-            if self._chasing:
-                wish = eased
-                flags = flags or int(SafetyFlag.ACCELERATION)
-        self._wished = target
-        if flags:
-            wish = self._legal(wish)
-            moved = []
-            for i in range(dim):
-                x = wish[i] * dt if self._delta[i] else self._last[i] + wish[i] * dt
-                low, high = self._bounds(i)  # the product may round a last bit over the limit
-                moved.append(min(max(x, low), high))
-            target = moved
-        if self._dynamic:
-            self._acceleration = [(v - before) * hz for v, before in zip(wish, speed, strict=True)]
-        self._speed = wish
-        return target, flags
-
-    def _ease(self, wish: list[float], target: list[float], hold: bool) -> tuple[list[float], bool]:
-        """Speeds that come alongside the wished motion instead of overshooting it, and whether it is reached.
-
-        A joint that fell behind must not race to the wish at full speed: it could not slow down in time there and would swing
-        around it. So it approaches, relative to the wish's own speed, no faster than it can brake.
-        """
-        hz, dt = self._hz, self._dt
-        eased, caught = [], True
-        for i, w in enumerate(wish):
-            a_max, j_max, v = self._A[i], self._J[i], self._speed[i]
-            if not self._delta[i] and (a_max != inf or j_max != inf):
-                u = 0.0 if hold else (target[i] - self._wished[i]) * hz
-                if not self._back[i] <= u <= self._top[i]:
-                    u = 0.0  # a jump has no speed
-                behind = target[i] - self._last[i] - u * dt
-                size = abs(behind)
-                slope = a_max
-                if j_max != inf:  # braking builds up at the jerk limit: plan with what it can reach in the distance, with room
-                    slope = 0.5 * min(a_max, max(j_max * dt, (j_max * j_max * size) ** (1 / 3)))
-                pace = highest_start(size, slope, dt)
-                if j_max != inf:
-                    pace = min(pace, size * min(hz, j_max / (2 * slope)) if slope else 0.0)
-                caught = caught and size <= min(slope * dt * dt / 2, j_max * dt**3 / 3)
-                w = u + (pace if behind > 0 else -pace)
-            if j_max != inf:
-                gap = w - v
-                caught = caught and abs(wish[i] - v) <= j_max * dt * dt
-                w = v + highest_start(abs(gap), j_max, dt) * dt * (1 if gap > 0 else -1)
-            eased.append(w)
-        return eased, caught
-
-    def _can_stop(self, i: int, v: float, a: float) -> bool:
-        """Whether dimension ``i``, moving on at (v, a), can still respect its velocity and position limits."""
-        a_max, j_max, dt = self._A[i], self._J[i], self._dt
-        if j_max != inf and a != 0.0:
-            room = self._top[i] - v if a > 0 else v - self._back[i]
-            if room != inf and abs(a) > highest_start(room + abs(a) * dt, j_max, dt) * (1 + _SLACK) + 1e-12:
-                return False
-        if self._delta[i] or (a_max == inf and j_max == inf):
-            return True
-        x = self._last[i] + v * dt
-        low, high = self._bounds(i)
-        below, above = x - low, high - x
-        if below >= self._room[i] and above >= self._room[i]:
-            return True
-        tiny = 1e-9 * (1.0 + abs(x))
-        if j_max == inf:
-            ahead = above if v > 0 else below
-            return distance_to_stop(abs(v), a_max, dt) - abs(v) * dt <= ahead + tiny
-        backward, forward = braking_extent(v, a, a_max, j_max, dt)
-        return -backward <= below + tiny and forward <= above + tiny
-
-    def _bounds(self, i: int) -> tuple[float, float]:
-        """Position limits, widened to where the robot is when it starts outside them: it may come back, never go further."""
-        if self._delta[i]:
-            return self._low[i], self._high[i]
-        return min(self._low[i], self._last[i]), max(self._high[i], self._last[i])
-
-    def _interval(self, i: int) -> tuple[float, float]:
-        """Speeds of the next step that respect every limit of dimension ``i`` but the position limits under jerk."""
-        a_max, j_max, dt = self._A[i], self._J[i], self._dt
-        v, a = self._speed[i], self._acceleration[i]
-        low, high = self._back[i], self._top[i]
-        if a_max == inf and j_max == inf:
-            return low, high
-        a_low, a_high = -a_max, a_max
-        if j_max != inf:
-            a_low, a_high = max(a_low, a - j_max * dt), min(a_high, a + j_max * dt)
-            if low != -inf:
-                a_low = max(a_low, -highest_start(v - low, j_max, dt))
-            if high != inf:
-                a_high = min(a_high, highest_start(high - v, j_max, dt))
-            if a_low > a_high:  # rounding, or a start outside the limits: brake
-                a_low = a_high = brake(v, a, a_max, j_max, dt)
-            return v + a_low * dt, v + a_high * dt
-        low, high = max(low, v - a_max * dt), min(high, v + a_max * dt)
-        if not self._delta[i]:
-            up = highest_start(self._high[i] - self._last[i], a_max, dt)
-            down = highest_start(self._last[i] - self._low[i], a_max, dt)
-            # Beyond a limit already: brake as hard as allowed, never harder.
-            high, low = max(min(high, up), v - a_max * dt), min(max(low, -down), v + a_max * dt)
-        return (low, high) if low <= high else (0.5 * (low + high),) * 2
-
-    def _legal(self, wish: list[float]) -> list[float]:
-        """The legal speeds that keep the wished direction as far as there are any."""
-        boxes = [self._interval(i) for i in range(self._dim)]
-        floor, scale = 0.0, 1.0
-        for i, (low, high) in enumerate(boxes):
-            if self._gripper[i] or wish[i] == 0.0:
-                continue  # a slow gripper does not slow the arm
-            near, far = (low / wish[i], high / wish[i]) if wish[i] > 0 else (high / wish[i], low / wish[i])
-            floor, scale = max(floor, near), min(scale, far)
-        scale = max(scale, min(floor, 1.0), 0.0)
-        legal = []
-        for i, (low, high) in enumerate(boxes):
-            v = wish[i] if self._gripper[i] else wish[i] * scale
-            v = min(max(v, low), high)
-            if self._J[i] != inf and not self._delta[i]:
-                v = self._stoppable(i, v)
-            legal.append(v)
-        return legal
-
-    def _stoppable(self, i: int, v: float) -> float:
-        """The speed nearest to ``v`` from which dimension ``i`` can still brake before its position limits."""
-        now, dt, hz = self._speed[i], self._dt, self._hz
-        if self._can_stop(i, v, (v - now) * hz):
-            return v
-        good = now + brake(now, self._acceleration[i], self._A[i], self._J[i], dt) * dt
-        bad = v
-        for _ in range(24):
-            middle = 0.5 * (good + bad)
-            if self._can_stop(i, middle, (middle - now) * hz):
-                good = middle
-            else:
-                bad = middle
-        return good
