@@ -15,7 +15,6 @@ import numpy as np
 
 from robot_rl import seeding
 from robot_rl.intervention.arbiter import ArbiterConfig, OperatorArbiter
-from robot_rl.intervention.devices import PROFILES, DeviceSample
 from robot_rl.intervention.states import State
 from robot_rl.robots.description import load_robot
 from robot_rl.robots.validation import warnings
@@ -24,6 +23,7 @@ from robot_rl.ros.base import set_priority
 from robot_rl.ros.commands import Hop
 from robot_rl.ros.deciding import Deciding, refusal
 from robot_rl.ros.hosting import HostConfig, PolicyHost
+from robot_rl.ros.operator_input import OperatorInput
 from robot_rl.ros.playout import IntervalStatistics, Playout
 from robot_rl.ros.process_host import Perception, ProcessHost
 from robot_rl.ros.recording import Recording
@@ -67,8 +67,6 @@ class Session:
         self._stamp = self._last_command = 0
         self._due = self._prepared = False
         self._starts_at = 0.0  # steady seconds: an episode that has begun waits for its first control step until then
-        self._operator: dict[str, tuple[np.ndarray, int]] = {}
-        self._operator_device = ""  # the one that took over last
 
     # ---- configure
 
@@ -99,6 +97,7 @@ class Session:
             raise ValueError(reason)
         self.arbiter = OperatorArbiter(action, ArbiterConfig(handback_s=p["handback_blend_s"]))
         self.loop = RobotLoop(self.robot, action, n_obs_steps=n_obs, n_action_steps=n_rows, arbiter=self.arbiter)
+        self.operator = OperatorInput(self.loop, self.arbiter, lambda: p["operator_timeout_s"], node.clock_ns)
         self.hops = {c.name: Hop(c.command, self.robot) for c in self.loop.channels}
         self.recording = Recording(
             node.publish_status, node.folder_of_store(), features=self.features, action=action, noise_shape=noise,
@@ -525,47 +524,10 @@ class Session:
             self.abort("safety", event.text or "the first command would jump")
 
     def on_operator_action(self, channel: str, vector: np.ndarray, stamp_ns: int) -> None:
-        self._operator[channel] = (vector, self.node.clock_ns())
+        self.operator.on_action(channel, vector)
 
     def on_operators(self, states: Sequence[OperatorState], stamp_ns: int) -> None:
-        """What all devices say at one instant: the one that takes over counts, else the one that drove last, else the first.
-
-        A device that nothing has been heard of since its node started says nothing: taken for "let go", it would turn a button that has
-        been held since before the start into a new press.
-        """
-        states = [s for s in states if s.age_ms is None or s.age_ms >= 0.0]
-        if not states:
-            return
-        taking = next((s for s in states if s.takeover), None)
-        known = next((s for s in states if s.device == self._operator_device), states[0])
-        chosen = taking or known
-        self._operator_device = chosen.device
-        self.on_operator(chosen, stamp_ns)
-
-    def on_operator(self, state: OperatorState, stamp_ns: int) -> None:
-        now = self.node.clock_ns()
-        action: np.ndarray | None = None
-        if state.engaged and self.running:
-            limit, action = self.p["operator_timeout_s"] * S, self.loop.loop._standstill().astype(np.float64)
-            fresh = 0
-            for c in self.loop.channels:
-                given = self._operator.get(c.name)
-                if given is None or now - given[1] > limit:
-                    continue
-                values = c.executed_action(given[0], self.loop._reference(c))
-                if values is not None and values.shape == action[c.slice].shape:
-                    action[c.slice] = values
-                    fresh += 1
-            action = action if fresh else None
-        profile = PROFILES.get(state.device, PROFILES["joy"])
-        # A device that says "not engaged" because nothing comes from it any more is lost, which is no release: the robot holds.
-        silent_ns = 0 if state.engaged or state.age_ms is None else max(0, int(state.age_ms * 1e6))
-        self.arbiter.offer(
-            DeviceSample(
-                received_ns=now - silent_ns, stamp_ns=stamp_ns, device=state.device, profile=profile, engaged=state.engaged and state.takeover,
-                deadman=state.deadman, action=action, neutral=not state.engaged, operator=state.operator_id,
-            )
-        )  # fmt: skip
+        self.operator.on_states(states, stamp_ns, running=self.running)
 
     def on_reward(self, reward: StepReward) -> None:
         self.recording.note(reward)
