@@ -202,6 +202,8 @@ class ReplayBuffer:
             _fit(np.nan_to_num(reward_component, nan=0.0, posinf=np.inf, neginf=-np.inf), (length,), f"{who}: reward_component")
         elif not task_reward:
             raise ValueError(f"{who}: task_reward=False leaves no reward at all; accepted with a reward_component")
+        if ends is not None:
+            ends = _fit(ends, (length,), f"{who}: ends", "bool").copy()
         starts, noise_rows = self._starts(episode, who)
         base = self._make_room(length + 1)
         self._ring.expect_base(action_base is not None)
@@ -212,7 +214,7 @@ class ReplayBuffer:
             terminated=bool(episode.terminated[-1]) if terminated is None else terminated,
             final_known=final_observation_known(episode), chunks=chunks, noise_rows=np.zeros(0, np.int32),
             component=reward_component, alone=not task_reward,
-            ends=None if ends is None else _fit(ends, (length,), f"{who}: ends", "bool").copy(),
+            ends=ends,
         )  # fmt: skip
         self._ring.put(slot, conditioning, action, action_base=action_base, views=views, extra=extra, noise_rows=noise_rows)
         self._refresh(slot)

@@ -18,7 +18,7 @@ def highest_start(budget: float, slope: float, dt: float) -> float:
     """
     if budget <= 0.0 or slope <= 0.0:
         return 0.0
-    if slope == inf:
+    if slope == inf or budget == inf:
         return budget / dt
     unit = slope * dt * dt
     terms = max(1, ceil((sqrt(1.0 + 8.0 * budget / unit) - 1.0) / 2.0 - 1e-12))  # terms above zero

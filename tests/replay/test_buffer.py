@@ -186,6 +186,9 @@ def test_online_data_makes_room_first():
         put(buffer, episode(rng, "e6", 100))
     with pytest.raises(ValueError, match="already"):
         put(buffer, episode(rng, "e5", 9))
+    with pytest.raises(ValueError, match="ends"):
+        put(buffer, episode(rng, "e7", 50), ends=np.zeros(49, bool))
+    assert buffer.episode_ids() == ["e5"], "who is refused costs nobody a place"
 
 
 def test_long_history_and_rebuild_draw_the_same():

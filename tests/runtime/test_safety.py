@@ -145,6 +145,17 @@ def test_a_joint_that_fell_behind_catches_up_with_a_moving_wish():
     assert max(r.command[0] - w for r, w in zip(results, wishes, strict=True)) < 5e-3
 
 
+@pytest.mark.parametrize("jerk", [None, [40.0]])
+def test_acceleration_is_limited_where_positions_are_not(jerk):
+    config = SafetyConfig(position=False, acceleration=[8.0], jerk=jerk, step_jump_factor=None)
+    run = Runner(config, joints(1), measured=[0.0])
+    results = [run([0.5]) for _ in range(200)]
+    path = np.array([0.0, 0.0, *(r.command[0] for r in results)])
+    assert results[0].flags & SafetyFlag.ACCELERATION
+    assert np.abs(np.diff(path, 2)).max() * HZ**2 <= 8.0 + 1e-6
+    assert path[-1] == pytest.approx(0.5, abs=1e-3)
+
+
 def test_direction_is_kept_when_speed_is_limited():
     config = SafetyConfig(velocity=[1.0, 1.0, 0.5], step_jump_factor=None)
     result = Runner(config, joints(), measured=[0, 0, 0])([0.04, 0.02, 0.02])
