@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -125,14 +126,20 @@ def test_runs_that_a_table_holds_count_where_their_folders_are_gone(efficiency, 
     assert rows["expo"]["steps_to_90"] == [4000], "what was done again goes before"
 
 
-def test_a_base_that_is_kept_is_everybodys_and_a_missing_one_is_named(efficiency, race, tmp_path):
-    from recipes import Settings
+def test_a_base_that_is_kept_is_everybodys_and_a_missing_one_is_named(efficiency, tmp_path):
+    from recipes import Bench, Settings
 
-    kept = tmp_path / "kept"
-    kept.mkdir()
+    few = {"demos": {"episodes": 2}, "base": {"bc": {"steps": 2}}}
+    content = {"common": {}, "at_most": {}, "on_policy": {}, "data": {"clumsy": {}}, "task": few}
     with pytest.raises(ValueError, match="base='kept': accepted is a folder"):
-        Settings.of({"recipes": {}, "base": "kept"}, tmp_path / "settings.yaml")
-    (kept / "policy.json").write_text("{}")
-    entries = {"common": {}, "at_most": {}, "on_policy": {}, "data": {"clumsy": {}}, "recipes": {}}
-    settings = Settings.of(entries | {"base": "kept"}, tmp_path / "settings.yaml")
-    assert settings.base == str(kept)
+        Settings.of(content | {"recipes": {}, "base": "kept"}, tmp_path / "settings.yaml")
+    first = Bench(tmp_path / "here", Settings.of(content | {"recipes": {}}, tmp_path / "settings.yaml"))
+    first.prepare({"clumsy"})
+    shutil.copytree(first.shared / "clumsy" / "base", tmp_path / "kept")
+    longer = content | {"task": few | {"base": {"bc": {"steps": 3}}}}
+    settings = Settings.of(longer | {"recipes": {}, "base": "kept"}, tmp_path / "settings.yaml")
+    second = Bench(tmp_path / "there", settings)
+    second.prepare({"clumsy"})
+    name = Path("clumsy", "base", "policy.safetensors")
+    assert (second.shared / name).read_bytes() == (first.shared / name).read_bytes()
+    assert (second.store("clumsy") / "complete").exists()
