@@ -46,7 +46,8 @@ class Normalizer(nn.Module):
         rotations: Rotations = "quaternion",
     ) -> None:
         super().__init__()
-        self.features, self.rotations = dict(features), rotations
+        self.features = dict(features)
+        self._rotations = {name: _quaternions(self.features[name], rotations) for name in self.vector_features}
         for name in self.vector_features:
             self.register_buffer(self._key(name, "mean"), torch.as_tensor(observation_mean[name], dtype=torch.float32).clone())
             self.register_buffer(self._key(name, "std"), torch.as_tensor(observation_std[name], dtype=torch.float32).clone())
@@ -67,7 +68,7 @@ class Normalizer(nn.Module):
 
     def width(self, name: str) -> int:
         """Of a normalised vector feature."""
-        return self.features[name].shape[0] + 2 * len(_quaternions(self.features[name], self.rotations))
+        return self.features[name].shape[0] + 2 * len(self._rotations[name])
 
     @classmethod
     def blank(cls, features: Mapping[str, FeatureSpec], action: ActionSpec, rotations: Rotations) -> Normalizer:
@@ -117,14 +118,14 @@ class Normalizer(nn.Module):
 
     def observation(self, name: str, value: Tensor) -> Tensor:
         """Physical vector feature (..., dim) to normalised (..., width), clipped to +-5 standard deviations."""
-        value = widened(value, _quaternions(self.features[name], self.rotations))
+        value = widened(value, self._rotations[name])
         mean, std = getattr(self, self._key(name, "mean")), getattr(self, self._key(name, "std"))
         return ((value - mean) / std).clamp_(-OBSERVATION_CLIP, OBSERVATION_CLIP)
 
     def unobservation(self, name: str, value: Tensor) -> Tensor:
         """Normalised vector feature (..., width) to physical."""
         value = value * getattr(self, self._key(name, "std")) + getattr(self, self._key(name, "mean"))
-        return narrowed(value, _quaternions(self.features[name], self.rotations))
+        return narrowed(value, self._rotations[name])
 
     def action(self, action: Tensor) -> Tensor:
         """Physical (..., A) to [-1, 1] (not clamped: data outside the statistics stay outside)."""

@@ -19,9 +19,9 @@ QUATERNION = ("qx", "qy", "qz", "qw")
 def quaternions(names: Sequence[str]) -> list[int]:
     """Where quaternions begin in a vector: four names in a row that end in qx, qy, qz, qw and begin alike."""
     found = []
-    for i in range(len(names) - 3):
-        stems = {name[: -len(end)] for name, end in zip(names[i : i + 4], QUATERNION, strict=True) if name.endswith(end)}
-        if len(stems) == 1 and all(n.endswith(end) for n, end in zip(names[i : i + 4], QUATERNION, strict=True)):
+    for i, name in enumerate(names):
+        stem = name.removesuffix(QUATERNION[0])
+        if tuple(names[i : i + 4]) == tuple(stem + end for end in QUATERNION):
             found.append(i)
     return found
 
@@ -35,7 +35,7 @@ def matrix_columns(quaternion: Tensor) -> Tensor:
 
 
 def quaternion_of(columns: Tensor) -> Tensor:
-    """(..., 6), not quite orthonormal where a network made them, to the unit quaternion (..., 4) xyzw with w >= 0."""
+    """(..., 6), not quite orthonormal where clipping bent them, to the unit quaternion (..., 4) xyzw with w >= 0."""
     a = F.normalize(columns[..., :3], dim=-1)
     b = F.normalize(columns[..., 3:] - (a * columns[..., 3:]).sum(-1, keepdim=True) * a, dim=-1)
     c = torch.linalg.cross(a, b)
@@ -60,6 +60,8 @@ def quaternion_of(columns: Tensor) -> Tensor:
 
 def widened(vector: Tensor, starts: Sequence[int]) -> Tensor:
     """(..., D) with quaternions at ``starts`` to (..., D + 2 a quaternion): each one's matrix columns in its place."""
+    if not starts:
+        return vector
     parts, at = [], 0
     for start in starts:
         parts += [vector[..., at:start], matrix_columns(vector[..., start : start + 4])]
@@ -69,6 +71,8 @@ def widened(vector: Tensor, starts: Sequence[int]) -> Tensor:
 
 def narrowed(vector: Tensor, starts: Sequence[int]) -> Tensor:
     """Back from :func:`widened`, the sign of each quaternion chosen such that w >= 0."""
+    if not starts:
+        return vector
     parts, at = [], 0
     for i, start in enumerate(starts):
         begin = start + 2 * i
