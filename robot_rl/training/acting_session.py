@@ -329,6 +329,8 @@ class ActingSession(ABC):
         assert version is not None
         assert mode is not None
         seeds = self.gate.fresh_seeds(seeding.GATE.take(self.config.gate.n_max, self._gate_offset), len(self.rollout.vector))
+        if self.config.gate.min_gain is not None:
+            self._acting_keeps_up(self.gate.evidence(version, mode)[1] + len(seeds))
         known = {s: self.gate.cached(s) for s in seeds}
         missing = [s for s in seeds if known[s] is None]
         if missing:
@@ -339,6 +341,27 @@ class ActingSession(ABC):
             success = known[seed]
             assert success is not None
             self._log_gate(self.gate.record(version, success, mode=mode, seed=seed))
+
+    def _acting_keeps_up(self, n: int) -> None:
+        """The acting head plays on until it has ``n`` gate episodes, on the starts that the candidate meets.
+
+        The same rate over more episodes has a higher lower bound: a candidate on its way to ``n_max`` would otherwise take over
+        from a better head that once was promoted on ``n_min``.
+        """
+        while self.gate.acting:
+            version, mode = self.acting
+            played = self.gate.evidence(version, mode)[1]
+            if played >= n:
+                return
+            seeds = seeding.GATE.take(min(len(self.rollout.vector), n - played), self._gate_offset + played)
+            self._play_acting(version, mode, seeds)
+
+    def _play_acting(self, version: int, mode: ActingMode, seeds: list[int]) -> None:
+        """Gate episodes of the head that acts."""
+        outcomes = measure(self.rollout, self.policy(version, mode), seeds, should_stop=self._should_stop)
+        self.counters.gate_steps += sum(o.length for o in outcomes)
+        for outcome in outcomes:
+            self._log_gate(self.gate.record_acting(outcome.success, version))
 
     @property
     def _gate_offset(self) -> int:
@@ -355,11 +378,7 @@ class ActingSession(ABC):
                 return
             first = self.config.gate.n_max + n
             block = min(len(self.rollout.vector), stop.episodes - n)
-            seeds = seeding.GATE.take(block, first)
-            outcomes = measure(self.rollout, self.policy(version, mode), seeds, should_stop=self._should_stop)
-            self.counters.gate_steps += sum(o.length for o in outcomes)
-            for outcome in outcomes:
-                self._log_gate(self.gate.record_acting(outcome.success, version))
+            self._play_acting(version, mode, seeding.GATE.take(block, first))
             version, mode = self.acting
 
     def _evaluate(self) -> None:
