@@ -44,7 +44,7 @@ class GateConfig:
         bound: ``sequence`` may be looked at after every episode; ``wilson_fixed`` is looked at once, at ``n_max``.
         min_gain: what a candidate's lower bound must exceed the acting head's lower bound by before it takes over. A
             candidate that qualifies but does not yet beat it stays on probation, at most until ``n_max``, so that it
-            can gather the evidence; ``None`` promotes at the threshold. (Then nearly every version is promoted with a lower
+            can gather the evidence (in simulation the acting head then plays as many starts); ``None`` promotes at the threshold. (Then nearly every version is promoted with a lower
             bound just above the threshold, and one that has acted for long is not replaced by a better one.)
         reference_n_min: fewest base episodes that may set the reference.
         share_max: largest share of acting episodes that a candidate gets where probation is played on the real robot.

@@ -343,7 +343,7 @@ class ActingSession(ABC):
             self._log_gate(self.gate.record(version, success, mode=mode, seed=seed))
 
     def _acting_keeps_up(self, n: int) -> None:
-        """The acting head plays on until it has ``n`` gate episodes, on the starts that the candidate meets.
+        """The acting head plays on until it has ``n`` gate episodes, paired with the candidate's as far as it goes.
 
         The same rate over more episodes has a higher lower bound: a candidate on its way to ``n_max`` would otherwise take over
         from a better head that once was promoted on ``n_min``.

@@ -6,17 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_kit import tiny
+from run_kit import lines, tiny
 
 from robot_rl.runtime.gate import GateEvent, PromotionGate
 from robot_rl.training import posttrain
 
-GATE = {
-    "n_min": 2,
-    "n_max": 8,
-    "margin": 0.99,
-    "min_gain": 0.05,
-}  # whatever there is may act; a challenger plays on until it is better
+# Whatever there is may act, and a challenger plays on until it is better.
+GATE = {"n_min": 2, "n_max": 8, "margin": 0.99, "min_gain": 0.05}
 
 
 def _evidence(gate: PromotionGate, version: int, mode: str) -> tuple[int, int]:
@@ -39,8 +35,9 @@ def test_the_acting_head_plays_whatever_starts_its_challenger_plays(tmp_path: Pa
     assert all(acting >= candidate for candidate, acting in challenged)
 
 
-def test_without_a_comparison_nobody_keeps_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_promoting_at_the_threshold_asks_no_more_of_the_acting_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     played: list[int] = []
     monkeypatch.setattr(PromotionGate, "record_acting", lambda self, success, version=None: played.append(version))
     posttrain.run(tiny(tmp_path, gate=GATE | {"min_gain": None}, schedule={"candidate_every": 50}))
+    assert [line["event"] for line in lines(tmp_path, "gate.jsonl")].count("promoted") > 1  # somebody acted and was challenged
     assert played == []
